@@ -1,0 +1,163 @@
+"""The command `ofp-vla`: a demo, demonstrations, evaluation and a check of the installation.
+
+Every command imports what it needs when it runs, so that `ofp-vla --help` answers at once.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from ofp_vla import __version__
+from ofp_vla.errors import OFPError
+
+# What a user can mend. Anything else is a defect of ours and keeps its traceback.
+_USER_ERRORS = (OFPError, ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+
+
+class _ErrorBoundary(TyperGroup):
+    """Turns errors that the user can mend into one line on stderr and exit status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _USER_ERRORS as error:
+            if ctx.params.get("debug"):
+                raise
+            # str() of a KeyError would put its message between quotes.
+            text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+            message = " ".join(text.split()) or type(error).__name__
+            # Plain print: rich would fold the line and read brackets in paths as markup.
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_ErrorBoundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="One-step action generation for flow-matching VLA policies in LeRobot.",
+)
+
+
+@app.callback()
+def _common(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="OFP_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Options that stand before the command's name."""
+
+
+class Sampler(StrEnum):
+    """Which sampler turns noise into an action chunk."""
+
+    ofp = "ofp"
+    host = "host"
+
+
+def _split(names: str) -> list[str]:
+    """Split a comma-separated list of task names.
+
+    Raises:
+        ValueError: if no name is left.
+    """
+    tasks = [name.strip() for name in names.split(",") if name.strip()]
+    if not tasks:
+        raise ValueError(f"--tasks {names!r} names no task; give names separated by commas")
+    return tasks
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for data, checkpoints, videos and the report.")] = Path(
+        "outputs/demo"
+    ),
+    every_task: Annotated[
+        bool, typer.Option("--all", help="Use every built-in task instead of one.")
+    ] = False,
+    episodes: Annotated[int | None, typer.Option(min=1, help="Evaluation episodes a task.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each stage.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of training and of the sampling noise.")] = 0,
+) -> None:
+    """Train a tiny policy, make it one-step, and compare both on a simulated bimanual task (CPU)."""
+    from ofp_vla.demo import run_demo
+
+    run_demo(output=output, every_task=every_task, episodes=episodes, steps=steps, seed=seed)
+
+
+@app.command()
+def demos(
+    tasks: Annotated[list[str], typer.Argument(help="Task names.")],
+    output: Annotated[Path, typer.Option(help="Folder of the new LeRobot dataset; must not exist.")],
+    repo_id: Annotated[str, typer.Option(help="Name of the dataset, as owner/name.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Successful episodes to keep of each task.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
+    image_size: Annotated[int, typer.Option(min=16, help="Height and width of the images.")] = 64,
+) -> None:
+    """Write scripted demonstrations of the built-in tasks as a LeRobot dataset."""
+    from ofp_vla.demos import write_demonstrations
+
+    write_demonstrations(tasks, episodes, output, repo_id, seed, image_size)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its name on the Hub.")],
+    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.")],
+    output: Annotated[Path, typer.Option(help="Folder for results, report and videos.")] = Path(
+        "outputs/eval"
+    ),
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Network evaluations for a chunk (NFE).")] = 1,
+    sampler: Annotated[Sampler, typer.Option(help="The interval sampler or the host's own.")] = Sampler.ofp,
+    warm: Annotated[
+        bool, typer.Option("--warm/--cold", help="Start from the chunk before, or noise.")
+    ] = False,
+    execute: Annotated[int | None, typer.Option(min=1, help="Actions to execute of each chunk.")] = None,
+) -> None:
+    """Evaluate a checkpoint in the built-in simulators: success with intervals, speed, smoothness."""
+    names = _split(tasks)
+    from ofp_vla.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        checkpoint,
+        tasks=names,
+        episodes=episodes,
+        steps=steps,
+        sampler=sampler.value,
+        warm=warm,
+        execute=execute,
+        output=output,
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation; every problem comes with its remedy."""
+    from ofp_vla.doctor import diagnose, show
+
+    console = Console()
+    with console.status("looking at the installation (LeRobot takes a while to import) ..."):
+        checks = diagnose()
+    if not show(checks, console):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Exponential moving average of weights with a decay that fits the length of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EmaDecay:
+    """Decay at step k: min(decay, (1 + k) / (10 + k)), and at most that of a half-life in shares of the run.
+
+    A fixed decay of .999 over 2,500 steps still remembers the start and ruins the targets; the warm-up
+    term keeps the memory near a ninth of the steps done so far.
+
+    Attributes:
+        decay: upper limit, in [0, 1).
+        half_life: share of the total steps after which an old weight counts half; None leaves the cap out.
+    """
+
+    decay: float = 0.999
+    half_life: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"EmaDecay.decay: must be in [0, 1), got {self.decay}")
+        if self.half_life is not None and not 0 < self.half_life <= 1:
+            raise ValueError(
+                f"EmaDecay.half_life: must be in (0, 1], a share of the run, got {self.half_life}"
+            )
+
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        """Decay for the update after optimiser step `step` (0 is the first).
+
+        Raises:
+            ValueError: if step is negative, or half_life is set and total_steps is not a positive number.
+        """
+        if step < 0:
+            raise ValueError(f"EmaDecay: step must not be negative, got {step}")
+        decay = min(self.decay, (1 + step) / (10 + step))
+        if self.half_life is None:
+            return decay
+        if total_steps is None or total_steps <= 0:
+            raise ValueError(f"EmaDecay: half_life={self.half_life} needs total_steps > 0, got {total_steps}")
+        return min(decay, 0.5 ** (1 / (self.half_life * total_steps)))
+
+
+@torch.no_grad()
+def update_ema(source: Sequence[Tensor], target: Sequence[Tensor], decay: float) -> None:
+    """Moves each target to decay * target + (1 - decay) * source, in place.
+
+    Targets must be float32: a step of 1 - decay = .001 is below the resolution of bf16 and would be lost.
+
+    Raises:
+        ValueError: if the lists differ in length or shapes, a target is not float32, or decay is not in [0,
+            1].
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"update_ema: decay must be in [0, 1], got {decay}")
+    if len(source) != len(target):
+        raise ValueError(f"update_ema: {len(source)} source tensors but {len(target)} targets")
+    for i, (s, t) in enumerate(zip(source, target, strict=True)):
+        if s.shape != t.shape:
+            raise ValueError(
+                f"update_ema: tensor {i} has shape {tuple(s.shape)}, its target {tuple(t.shape)}"
+            )
+        if t.dtype != torch.float32:
+            raise ValueError(f"update_ema: target {i} is {t.dtype}; keep the moving average in float32")
+    if target:
+        converted = [s.detach().to(t) for s, t in zip(source, target, strict=True)]
+        torch._foreach_lerp_(list(target), converted, 1 - decay)

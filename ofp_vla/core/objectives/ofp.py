@@ -1,0 +1,199 @@
+"""One-Step Flow Policy (arXiv 2603.12480): flow, self-consistency, self-guidance, plus an endpoint term.
+
+    flow          || u(z_t, t, t) - (a - eps) ||^2
+    consistency   || u(z_t, t, r) - sg[((m - t) v + (r - m) u_ema(z_m, m, r)) / (r - t)] ||^2,
+                  z_m = z_t + (m - t) v
+    guidance      || y - sg[y + g] ||^2,  y = u(z_t, t, 1),
+                  g = u_ema(z~, t', t' | o) - u_ema(z~, t', t' | null),  z~ = (1 - t') eps' + t' (z_t + (1 -
+                  t) y)
+    endpoint      || u(z_t, t, 1) - sg[(Phi(z_t) - z_t) / (1 - t)] ||^2,
+                  Phi: Euler steps of a role's u(z, t, t)
+
+A step calls the student once, with gradient and all its queries. Then come, without gradient, the EMA
+once for consistency and guidance together, `endpoint_steps` passes for the endpoint, and one pass for the
+first leg v unless that is the data line a - eps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ..field import ActionChunk, IntervalField, Query
+from ..losses import Losses, masked_mean_square
+from ..path import interpolate, joined_velocity, jump, per_sample
+from ..sampling import integrate
+from ..schedules import contraction, linear_ramp
+from .objective import require_roles
+from .ofp_config import OFPConfig
+from .ofp_draw import Draw, Drawer
+from .ofp_metrics import measure
+from .slots import lay_out
+
+
+class OFP:
+    """The objective; `OFP()` has the recommended settings, `OFP(OFPConfig.paper())` the published ones."""
+
+    def __init__(self, config: OFPConfig | None = None) -> None:
+        self.config = config or OFPConfig()
+        self._slots = lay_out(self.config.shares, self.config.queries)
+        self._draw = Drawer(self.config)
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """Role -> passes of the action expert in one step."""
+        c = self.config
+        count = Counter({"student": 1})
+        if c.consistency_weight > 0 or c.guidance_weight > 0:
+            count["ema"] += 1
+        if c.consistency_weight > 0 and c.first_leg != "data":
+            count[c.first_leg] += 1
+        if c.endpoint_weight > 0:
+            count[c.endpoint_from] += c.endpoint_steps
+        return dict(count)
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """The student and whichever of `ema` and `teacher` the settings use."""
+        return frozenset(self.passes)
+
+    def __call__(
+        self,
+        fields: Mapping[str, IntervalField],
+        chunk: ActionChunk,
+        *,
+        progress: float,
+        generator: torch.Generator | None = None,
+    ) -> Losses:
+        """Losses with a term for each of flow, consistency, guidance and endpoint that has weight.
+
+        Args:
+            fields: role -> field bound to the observations of the chunk; must hold `roles`.
+            chunk: expert actions (B, H, D).
+            progress: share of training done, in [0, 1]; drives rho and the guidance ramp.
+            generator: makes the draws of the step reproducible.
+
+        Raises:
+            ValueError: if a role is missing or progress is not in [0, 1].
+        """
+        c = self.config
+        require_roles(fields, self.roles, "OFP")
+        rho = contraction(progress, start=c.rho_start, end=c.rho_end, power=c.rho_power)
+        draws = [self._draw(slot, chunk.actions.float(), rho, generator) for slot in self._slots]
+
+        answers = [u.float() for u in fields["student"]([draw.query for draw in draws])]
+        with torch.no_grad():
+            targets = self._targets(fields, draws, [u.detach() for u in answers])
+
+        terms = {term: torch.zeros_like(draws[0].m) for term in c.shares}
+        for draw, answer, target in zip(draws, answers, targets, strict=True):
+            row = masked_mean_square(answer - _select(draw.masks, target), chunk.valid)
+            for term, mask in draw.masks.items():
+                terms[term] = terms[term] + torch.where(mask, row, 0.0)
+        # by the rows that a sample gives a term on average: a share changes the variance, not the weight
+        terms = {term: value / (c.shares[term] * c.queries) for term, value in terms.items()}
+
+        ramp = linear_ramp(progress, *c.guidance_ramp)
+        weights = {
+            "flow": 1.0,
+            "consistency": c.consistency_weight,
+            "guidance": c.guidance_weight * ramp,
+            "endpoint": c.endpoint_weight,
+        }
+        weights = {term: weights[term] for term in terms}
+        metrics = measure(draws, answers, targets, terms, chunk.valid)
+        if "consistency" in terms:
+            metrics["rho"] = rho
+        if "guidance" in terms:
+            metrics["guidance_weight"] = weights["guidance"]
+        return Losses.weighted(terms, weights, metrics)
+
+    def _targets(
+        self, fields: Mapping[str, IntervalField], draws: list[Draw], answers: list[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """For each slot, term -> target (B, H, D); a target means something on the rows of its term only."""
+        first = self._first_legs(fields, draws)
+        asked = [_ema_queries(d, v, y) for d, v, y in zip(draws, first, answers, strict=True)]
+        packed = [query for queries in asked for query in queries]
+        replies = iter([u.float() for u in fields["ema"](packed)] if packed else [])
+        endpoints = self._endpoints(fields, draws)
+
+        targets = []
+        for draw, leg, y, queries in zip(draws, first, answers, asked, strict=True):
+            q = draw.query
+            reply = [next(replies) for _ in queries]
+            target = {}
+            for term in draw.masks:
+                if term == "flow":
+                    target[term] = draw.velocity
+                elif term == "consistency":
+                    target[term] = self._clip(joined_velocity(leg, reply[0], q.t, draw.m, q.r))
+                elif term == "guidance":
+                    target[term] = y + (reply[0] - reply[1])
+                else:
+                    target[term] = self._clip((next(endpoints) - q.z) / per_sample(q.r - q.t, q.z))
+            targets.append(target)
+        return targets
+
+    def _first_legs(self, fields: Mapping[str, IntervalField], draws: list[Draw]) -> list[Tensor]:
+        """For each slot, the velocity (B, H, D) with which the consistency target leaves z_t."""
+        legs = [draw.velocity for draw in draws]
+        wanted = [i for i, draw in enumerate(draws) if "consistency" in draw.masks]
+        if wanted and self.config.first_leg != "data":
+            queries = [Query(draws[i].query.z, draws[i].query.t, draws[i].query.t) for i in wanted]
+            for i, v in zip(wanted, fields[self.config.first_leg](queries), strict=True):
+                legs[i] = v.float()
+        return legs
+
+    def _endpoints(self, fields: Mapping[str, IntervalField], draws: list[Draw]) -> Iterator[Tensor]:
+        """Where the role's own flow carries z_t, (B, H, D) for each slot with the endpoint term."""
+        queries = [draw.query for draw in draws if "endpoint" in draw.masks]
+        if not queries:
+            return iter(())
+        return iter(
+            integrate(
+                fields[self.config.endpoint_from],
+                [q.z for q in queries],
+                [q.t for q in queries],
+                steps=self.config.endpoint_steps,
+                diagonal=True,
+            )
+        )
+
+    def _clip(self, target: Tensor) -> Tensor:
+        bound = self.config.target_clip
+        return target if bound is None else target.clamp(-bound, bound)
+
+
+def _ema_queries(draw: Draw, leg: Tensor, answer: Tensor) -> list[Query]:
+    """What a slot asks of the EMA: second leg and conditional look share a query, the null look follows.
+
+    Each row is of one term only, so consistency and guidance rows of a slot fit side by side in one query.
+    """
+    q, m = draw.query, draw.m
+    second_leg = Query(jump(q.z, leg, q.t, m), m, q.r)
+    guided = draw.masks.get("guidance")
+    if guided is None:
+        return [second_leg] if "consistency" in draw.masks else []
+    assert draw.fresh is not None
+    assert draw.look is not None
+    z = interpolate(draw.fresh, jump(q.z, answer, q.t, q.r), draw.look)
+    null = Query(z, draw.look, draw.look, torch.ones_like(guided))
+    conditional = Query(
+        torch.where(per_sample(guided, z), z, second_leg.z),
+        torch.where(guided, draw.look, second_leg.t),
+        torch.where(guided, draw.look, second_leg.r),
+    )
+    return [conditional, null]
+
+
+def _select(masks: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """(B, H, D) target of each row, taken from the term that the row serves."""
+    chosen: Tensor | None = None
+    for term, target in targets.items():
+        chosen = target if chosen is None else torch.where(per_sample(masks[term], target), target, chosen)
+    assert chosen is not None
+    return chosen

@@ -1,0 +1,72 @@
+"""Plain numbers that OFP logs: loss of each term, strength of the guidance, gaps, spread of the draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..losses import masked_mean_square
+from ..path import per_sample
+from .ofp_draw import Draw
+
+
+@torch.no_grad()
+def measure(
+    draws: Sequence[Draw],
+    answers: Sequence[Tensor],
+    targets: Sequence[Mapping[str, Tensor]],
+    terms: Mapping[str, Tensor],
+    valid: Tensor,
+) -> dict[str, float]:
+    """Numbers of one step, read from the device at once.
+
+    Each term's loss under its name; `guidance_ratio` = rms g / rms y; `consistency_gap` and `endpoint_gap`
+    = rms error relative to the rms of the target; `draw_std` = standard deviation of one-step chunks of
+    the same observation, where at least two of its queries went from noise to data. A ratio without a row
+    to compute it on is left out.
+    """
+    ratios: dict[str, tuple[Tensor, Tensor]] = {}
+    for term, name in (
+        ("guidance", "guidance_ratio"),
+        ("consistency", "consistency_gap"),
+        ("endpoint", "endpoint_gap"),
+    ):
+        if term not in terms:
+            continue
+        above, below = valid.new_zeros((), dtype=torch.float32), valid.new_zeros((), dtype=torch.float32)
+        for draw, answer, target in zip(draws, answers, targets, strict=True):
+            if term in draw.masks:
+                base = answer if term == "guidance" else target[term]
+                above = above + _sum(draw.masks[term], masked_mean_square(answer - target[term], valid))
+                below = below + _sum(draw.masks[term], masked_mean_square(base, valid))
+        ratios[name] = (above, below)
+    ratios["draw_std"] = _draw_variance(draws, answers, valid)
+
+    flat = [term.mean() for term in terms.values()]
+    flat += [value for pair in ratios.values() for value in pair]
+    numbers = torch.stack(flat).tolist()
+    metrics = dict(zip(terms, numbers, strict=False))
+    for i, name in enumerate(ratios):
+        above_, below_ = numbers[len(terms) + 2 * i : len(terms) + 2 * i + 2]
+        if below_ != 0:
+            metrics[name] = (above_ / below_) ** 0.5
+    return metrics
+
+
+def _sum(mask: Tensor, values: Tensor) -> Tensor:
+    return torch.where(mask, values, 0.0).sum()
+
+
+def _draw_variance(draws: Sequence[Draw], answers: Sequence[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance of chunks over several noise -> data queries: sum over samples that have them, and number."""
+    corner = torch.stack([(d.query.t == 0) & (d.query.r == 1) for d in draws])
+    chunks = torch.stack([d.query.z + u for d, u in zip(draws, answers, strict=True)])
+    count = corner.sum(0)
+    weight = corner.float()[..., None, None]
+    mean = (weight * chunks).sum(0) / per_sample(count.clamp(min=1), valid)
+    deviation = torch.stack([masked_mean_square(chunk - mean, valid) for chunk in chunks])
+    variance = (corner * deviation).sum(0) / (count - 1).clamp(min=1)
+    several = count >= 2
+    return _sum(several, variance), several.sum().float()

@@ -1,0 +1,93 @@
+"""Sampling: one step or a few from noise or from a warm start (OFP, arXiv 2603.12480, inference)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .field import IntervalField, Query
+from .path import interpolate, jump
+
+
+def sample(
+    field: IntervalField,
+    noise: Tensor,
+    *,
+    steps: int = 1,
+    warm: Tensor | None = None,
+    t_w: float = 0.15,
+    diagonal: bool = False,
+) -> Tensor:
+    """Draws action chunks from a field in `steps` evaluations.
+
+    Args:
+        field: interval velocity field bound to the observations of the batch.
+        noise: (B, H, D) standard normal.
+        steps: network evaluations on a uniform grid over [t_0, 1].
+        warm: (B, H, D) chunk to start near, normalised as the field's actions are (`shift_and_pad` makes
+            one of the last chunk); sampling then starts at t_0 = t_w from (1 - t_w) noise + t_w warm. None
+            starts at t_0 = 0.
+        t_w: warm start level in [0, 1), read only where `warm` is given.
+        diagonal: integrate the instantaneous velocity u(z, t, t) by Euler, as the host does, rather than
+            jump with the mean velocity u(z, t, r).
+
+    Returns:
+        (B, H, D) float32 action chunk.
+
+    Raises:
+        ValueError: on steps < 1, t_w outside [0, 1), or shapes that differ.
+    """
+    if noise.ndim != 3:
+        raise ValueError(f"sample: noise must be (B, H, D), got shape {tuple(noise.shape)}")
+    z = noise.float()
+    start = z.new_zeros(z.shape[0])
+    if warm is not None:
+        if warm.shape != noise.shape:
+            raise ValueError(f"sample: warm has shape {tuple(warm.shape)}, noise {tuple(noise.shape)}")
+        if not 0 <= t_w < 1:
+            raise ValueError(f"sample: t_w must be in [0, 1), got {t_w}")
+        start = torch.full_like(start, t_w)
+        z = interpolate(z, warm.to(z), start)
+    return integrate(field, [z], [start], steps=steps, diagonal=diagonal)[0]
+
+
+def integrate(
+    field: IntervalField, points: Sequence[Tensor], starts: Sequence[Tensor], *, steps: int, diagonal: bool
+) -> list[Tensor]:
+    """Moves each point (B, H, D) from its start times (B,) to t = 1 in `steps` calls of the field.
+
+    Every call packs one query for each point. Raises ValueError on steps < 1.
+    """
+    if steps < 1:
+        raise ValueError(f"integrate: steps must be at least 1, got {steps}")
+    points = list(points)
+    times = list(starts)
+    for k in range(steps):
+        # lerp meets its end exactly, so that the last interval closes at 1
+        ends = [torch.lerp(start, torch.ones_like(start), (k + 1) / steps) for start in starts]
+        queries = [Query(z, t, t if diagonal else r) for z, t, r in zip(points, times, ends, strict=True)]
+        velocities = field(queries)
+        points = [
+            jump(z, u.float(), t, r) for z, u, t, r in zip(points, velocities, times, ends, strict=True)
+        ]
+        times = ends
+    return points
+
+
+def shift_and_pad(chunk: Tensor, executed: int) -> Tensor:
+    """Drops the `executed` first actions of a chunk (B, H, D) and repeats the last one to keep H.
+
+    For actions relative to the current state the chunk must be re-based by its caller first.
+
+    Raises:
+        ValueError: if executed is not in [0, H].
+    """
+    horizon = chunk.shape[-2]
+    if not 0 <= executed <= horizon:
+        raise ValueError(
+            f"shift_and_pad: executed must be in [0, {horizon}], the chunk's length; got {executed}"
+        )
+    last = chunk[..., -1:, :].expand(*chunk.shape[:-2], executed, chunk.shape[-1])
+    return torch.cat([chunk[..., executed:, :], last], dim=-2)

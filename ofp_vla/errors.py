@@ -1,0 +1,19 @@
+"""Errors with one line that says what was wrong, where, and what to do; the command line prints just that line."""
+
+from __future__ import annotations
+
+
+class OFPError(Exception):
+    """Base of the errors that a user can act on."""
+
+
+class CheckpointError(OFPError, ValueError):
+    """A checkpoint that cannot be loaded exactly: missing, corrupt, of another type, or with other keys."""
+
+
+class DataError(OFPError, ValueError):
+    """A batch or dataset that the policy must not train or act on."""
+
+
+class NonFiniteActionError(OFPError, FloatingPointError):
+    """The policy computed an action that is not a number or infinite; nothing was sent to the robot."""

@@ -1,0 +1,38 @@
+"""Interval conditioning of a pretrained flow head by a residual on its time condition.
+
+cond = time_mlp(sincos(s)) + [φ(sincos(s - s')) - φ(sincos(0))], with φ = Linear, SiLU, Linear and only the last
+layer zero at the start: every interval velocity then equals the pretrained instantaneous velocity, and on the
+diagonal s = s' the residual is exactly zero for ever, so that the host's own many-step mode stays available.
+"""
+
+from __future__ import annotations
+
+import torch
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
+from torch import Tensor, nn
+
+
+class IntervalHead(nn.Module):
+    """φ: (B,) interval length in [0, 1] -> (B, width) residual of the time condition, float32."""
+
+    def __init__(self, width: int, min_period: float, max_period: float) -> None:
+        super().__init__()
+        self.width = width
+        self.min_period = min_period
+        self.max_period = max_period
+        self.hidden = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def _embed(self, length: Tensor) -> Tensor:
+        return create_sinusoidal_pos_embedding(
+            length, self.width, min_period=self.min_period, max_period=self.max_period, device=length.device
+        ).to(torch.float32)
+
+    def forward(self, length: Tensor) -> Tensor:
+        """Residual for interval lengths `length` (B,); rows of length 0 are exactly 0 and carry no gradient."""
+        both = self._embed(torch.cat([length, length.new_zeros(1)]))
+        phi = self.output(nn.functional.silu(self.hidden(both.to(self.hidden.weight.dtype))))
+        residual = (phi[:-1] - phi[-1:]).to(torch.float32)
+        return torch.where(length[:, None] == 0, torch.zeros_like(residual), residual)

@@ -1,0 +1,191 @@
+"""Weight roles over one copy of the base: `student` is trained, `ema` is its moving average, `teacher` is the start.
+
+LoRA: a role is a named PEFT adapter, `teacher` is the base with adapters off. PEFT saves every adapter beside the
+default one. Whole tensors (no LoRA): a role is a second set of the trained tensors, swapped in place.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+STUDENT = "student"
+EMA = "ema"
+TEACHER = "teacher"
+DEFAULT_ADAPTER = "default"
+
+
+class Roles(ABC):
+    """The weight roles of one policy; `available` grows when a role is added."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.policy = policy
+
+    @property
+    @abstractmethod
+    def available(self) -> frozenset[str]:
+        """Names that `use` accepts now."""
+
+    @abstractmethod
+    def add(self, role: str) -> None:
+        """Adds `role` as a copy of the student (`ema`) or of the weights at the start (`teacher`)."""
+
+    @abstractmethod
+    def _switch(self, role: str):
+        """Context in which the policy's modules hold the weights of `role`."""
+
+    @abstractmethod
+    def tensors(self, role: str) -> dict[str, Tensor]:
+        """Trained tensors of `role` by name; the same names and order for every role."""
+
+    @contextmanager
+    def use(self, role: str) -> Iterator[None]:
+        """Runs the policy with the weights of `role` inside the context.
+
+        Raises:
+            KeyError: The role has not been added.
+        """
+        if role == STUDENT:
+            yield
+            return
+        if role not in self.available:
+            raise KeyError(f"weight role {role!r} is not available; have {sorted(self.available)}")
+        with self._switch(role):
+            yield
+
+    def distance(self) -> float:
+        """Relative distance ||student - ema|| / ||ema|| over the trained tensors."""
+        student, ema = self.tensors(STUDENT), self.tensors(EMA)
+        with torch.no_grad():
+            gap = sum(((student[k].float() - ema[k].float()) ** 2).sum() for k in ema)
+            norm = sum((ema[k].float() ** 2).sum() for k in ema)
+        return float((gap / (norm + 1e-12)) ** 0.5)
+
+
+def _adapter_modules(policy: nn.Module) -> list[nn.Module]:
+    return [m for m in policy.modules() if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
+
+
+def has_adapters(policy: nn.Module) -> bool:
+    """Whether PEFT has wrapped modules of `policy`."""
+    return any(isinstance(m, BaseTunerLayer) for m in policy.modules())
+
+
+class AdapterRoles(Roles):
+    """Roles as named PEFT adapters inside `policy` (the module that PEFT wrapped in place)."""
+
+    @property
+    def available(self) -> frozenset[str]:
+        named = set(self.policy.peft_config) - {DEFAULT_ADAPTER}
+        return frozenset({STUDENT, TEACHER} | named)
+
+    def add(self, role: str) -> None:
+        if role in self.available:
+            return
+        shared = self.policy.peft_config
+        config = copy.deepcopy(shared[DEFAULT_ADAPTER])
+        config.inference_mode = True
+        inject_adapter_in_model(config, self.policy, adapter_name=role)
+        # The call above leaves a dictionary of its own behind; PeftModel saves what is in the shared one.
+        shared[role] = config
+        self.policy.peft_config = shared
+        for module in _adapter_modules(self.policy):
+            module._active_adapter = [DEFAULT_ADAPTER]  # noqa: SLF001
+        source, target = self.tensors(STUDENT), self.tensors(role)
+        with torch.no_grad():
+            for name, tensor in target.items():
+                tensor.data = source[name].detach().float().clone()
+                tensor.requires_grad_(False)
+        for tensor in source.values():
+            tensor.requires_grad_(True)
+
+    def tensors(self, role: str) -> dict[str, Tensor]:
+        adapter = DEFAULT_ADAPTER if role == STUDENT else role
+        marker = f".{adapter}."
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.policy.named_parameters():
+            is_adapter = ".lora_" in name or ".modules_to_save." in name
+            if is_adapter and (marker in name or name.endswith(marker[:-1])):
+                found[name.replace(marker, ".") if marker in name else name[: -len(marker) + 1]] = tensor
+        return found
+
+    @contextmanager
+    def _switch(self, role: str) -> Iterator[None]:
+        # PEFT's own set_adapter() would toggle requires_grad on every call; only the routing has to change here.
+        modules = _adapter_modules(self.policy)
+        before = [(m._active_adapter, m._disable_adapters) for m in modules]  # noqa: SLF001
+        try:
+            for module in modules:
+                if role == TEACHER:
+                    module._disable_adapters = True  # noqa: SLF001
+                else:
+                    module._active_adapter = [role]  # noqa: SLF001
+            yield
+        finally:
+            for module, (active, disabled) in zip(modules, before, strict=True):
+                module._active_adapter, module._disable_adapters = active, disabled  # noqa: SLF001
+
+
+class TensorRoles(Roles):
+    """Roles as further sets of the trained tensors, swapped into the parameters in place."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__(policy)
+        self._sets: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def available(self) -> frozenset[str]:
+        return frozenset({STUDENT, *self._sets})
+
+    def add(self, role: str) -> None:
+        if role not in self._sets:
+            trained = self.tensors(STUDENT)
+            # float32: one EMA step is below the resolution of bfloat16.
+            self._sets[role] = {name: p.detach().float().clone() for name, p in trained.items()}
+
+    def tensors(self, role: str) -> dict[str, Tensor]:
+        if role != STUDENT:
+            return self._sets[role]
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def load(self, role: str, tensors: dict[str, Tensor]) -> None:
+        """Takes saved tensors for `role`.
+
+        Raises:
+            ValueError: Names or shapes differ from the trained tensors.
+        """
+        trained = self.tensors(STUDENT)
+        wrong = sorted(trained.keys() ^ tensors.keys())
+        wrong += [k for k in trained.keys() & tensors.keys() if trained[k].shape != tensors[k].shape]
+        if wrong:
+            raise ValueError(f"saved {role!r} weights do not match the trained tensors: {wrong[:8]}")
+        self._sets[role] = {k: tensors[k].to(p.device, torch.float32) for k, p in trained.items()}
+
+    @contextmanager
+    def _switch(self, role: str) -> Iterator[None]:
+        chosen = self._sets[role]
+        parameters = {n: p for n, p in self.policy.named_parameters() if n in chosen}
+        own = {name: p.data for name, p in parameters.items()}
+        try:
+            for name, p in parameters.items():
+                p.data = chosen[name].to(p.device, p.dtype)
+            yield
+        finally:
+            for name, p in parameters.items():
+                p.data = own[name]
+
+
+def make_roles(policy: nn.Module, names: Sequence[str] = ()) -> Roles:
+    """Roles for `policy`, by adapters where PEFT wrapped it and by whole tensors otherwise."""
+    roles: Roles = AdapterRoles(policy) if has_adapters(policy) else TensorRoles(policy)
+    for name in names:
+        roles.add(name)
+    return roles

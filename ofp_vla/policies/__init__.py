@@ -1,0 +1,19 @@
+"""LeRobot policies of this package; importing it registers them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
+
+if TYPE_CHECKING:
+    from ofp_vla.policies.checkpoint import LoadedPolicy
+
+__all__ = ["PI05OFPConfig", "load_policy"]
+
+
+def load_policy(checkpoint: str, **overrides: Any) -> LoadedPolicy:
+    """Loads a checkpoint or adapter with its processors, see `ofp_vla.policies.checkpoint.load_policy`."""
+    from ofp_vla.policies.checkpoint import load_policy as load
+
+    return load(checkpoint, **overrides)

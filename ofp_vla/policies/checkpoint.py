@@ -1,0 +1,78 @@
+"""Loads a trained policy for acting: full checkpoint or LoRA adapter, with the processors saved beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.processor import PolicyProcessorPipeline
+from peft import PeftConfig, PeftModel
+
+from ofp_vla.errors import CheckpointError
+from ofp_vla.policies.loading import CheckpointFiles
+from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
+from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy ready to act.
+
+    Attributes:
+        policy: the policy itself; where LoRA was used its layers are inside.
+        preprocess: raw observation batch -> model batch.
+        postprocess: normalised actions -> robot actions.
+        source: where it came from.
+    """
+
+    policy: PI05OFPPolicy
+    preprocess: PolicyProcessorPipeline
+    postprocess: PolicyProcessorPipeline
+    source: str
+
+
+def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overrides: Any) -> LoadedPolicy:
+    """Loads `checkpoint`, a folder or Hub name; a LoRA adapter brings its base.
+
+    Args:
+        checkpoint: folder or Hub repository.
+        revision: Hub revision.
+        **overrides: fields of `PI05OFPConfig` to change, such as `num_inference_steps` or `sampler`.
+
+    Raises:
+        CheckpointError: The checkpoint, its base or its processors are missing or do not match.
+        ValueError: An override is not a field of the configuration or has a bad value.
+    """
+    source = str(checkpoint)
+    files = CheckpointFiles(source, revision=revision)
+    for name in ("config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
+        files.need(name)
+    config = PreTrainedConfig.from_pretrained(source, revision=revision)
+    if not isinstance(config, PI05OFPConfig):
+        raise CheckpointError(f"checkpoint {source!r} is a {config.type!r} policy, not pi05_ofp")
+    for name, value in overrides.items():
+        if not hasattr(config, name):
+            raise ValueError(f"policy.{name}: PI05OFPConfig has no such field")
+        setattr(config, name, value)
+    config.__post_init__()
+    config.pretrained_path = Path(source)
+    if files.get("adapter_config.json") is not None:
+        adapter = PeftConfig.from_pretrained(source, revision=revision)
+        base = adapter.base_model_name_or_path
+        if not base:
+            raise CheckpointError(f"adapter {source!r} does not name its base (base_model_name_or_path is empty)")
+        policy = PI05OFPPolicy.from_pretrained(base, config=config, revision=adapter.revision)
+        PeftModel.from_pretrained(policy, source, config=adapter, revision=revision)
+    else:
+        policy = PI05OFPPolicy.from_pretrained(source, config=config, revision=revision)
+    preprocess, postprocess = make_pre_post_processors(
+        config,
+        pretrained_path=source,
+        pretrained_revision=revision,
+        preprocessor_overrides={"device_processor": {"device": str(config.device)}},
+    )
+    policy.eval()
+    return LoadedPolicy(policy, preprocess, postprocess, source)

@@ -1,0 +1,1 @@
+"""How the shipped tiny base was made: demonstrations in memory, plain flow matching, an auxiliary grounding loss."""

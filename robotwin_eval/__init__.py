@@ -1,0 +1,1 @@
+"""Evaluation of bimanual policies by RoboTwin's protocol: simulators, results, statistics, report."""

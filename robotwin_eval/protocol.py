@@ -1,0 +1,149 @@
+"""How the evaluation meets a policy: requests in, action chunks out, noise keyed by episode and chunk.
+
+A policy behind this protocol may live in the same process or behind a socket; the evaluation knows no
+framework.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from robotwin_eval.sim.base import CAMERAS, Observation
+
+
+class PolicyError(RuntimeError):
+    """The policy broke its contract (no reply, wrong shape, a value that is not finite): a failed episode."""
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """What the sampling noise of one chunk depends on, and nothing else.
+
+    The policy's name is not part of it: two policies compared on one episode draw the same noise.
+
+    Attributes:
+        run_seed: Seed of the whole evaluation.
+        task: Name of the task.
+        episode_seed: Seed that the simulator was reset with.
+        chunk: Index of the chunk within its episode, from 0.
+    """
+
+    run_seed: int
+    task: str
+    episode_seed: int
+    chunk: int
+
+    def seed(self) -> int:
+        """Return the key as an integer in [0, 2**63), the same on every machine and in every process."""
+        text = json.dumps([self.run_seed, self.task, self.episode_seed, self.chunk], ensure_ascii=True)
+        return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One episode asking for its next chunk.
+
+    Attributes:
+        session: Names the stream of chunks that this one continues. Sessions are reused from episode to
+            episode, so a policy that keeps state per session keeps a bounded number of them.
+        observation: What the policy sees, with the cameras it asked for.
+        instruction: The task in words.
+        key: Determines the sampling noise.
+        reset: True on the first chunk of an episode: forget what the session held.
+        executed: Number of actions of the previous chunk that were carried out, 0 on the first: how far a
+            warm start shifts the previous chunk.
+    """
+
+    session: str
+    observation: Observation
+    instruction: str
+    key: NoiseKey
+    reset: bool
+    executed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A chunk of actions.
+
+    Attributes:
+        actions: (H, A) float, in the units of the simulator's ``step``.
+        seconds: Wall time of the inference call that made this chunk. Chunks of one batch share it.
+    """
+
+    actions: np.ndarray
+    seconds: float
+
+
+@runtime_checkable
+class ChunkPolicy(Protocol):
+    """A policy that answers an observation with a chunk of actions.
+
+    ``infer`` gets at most one request a session. It must not depend on how requests were batched, and must
+    leave its sessions untouched where it raises, because the evaluation then asks again, one request at a
+    time. ``OSError`` and ``MemoryError`` mean that the policy could not be reached or run, and stop the
+    evaluation; any other exception counts as a failure of the episode that caused it.
+    """
+
+    name: str
+    cameras: tuple[str, ...]
+    horizon: int
+
+    def infer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Return one reply a request, in order."""
+        ...
+
+
+def check_policy(policy: ChunkPolicy) -> None:
+    """Raise ``ValueError`` where a policy's name, horizon or cameras cannot be evaluated."""
+    if not policy.name:
+        raise ValueError("policy.name is empty: results are filed under it")
+    if policy.horizon < 1:
+        raise ValueError(f"policy {policy.name!r}: horizon is {policy.horizon}, expected at least 1")
+    unknown = [camera for camera in policy.cameras if camera not in CAMERAS]
+    if unknown:
+        raise ValueError(
+            f"policy {policy.name!r}: unknown cameras {unknown}, the simulators have {list(CAMERAS)}"
+        )
+
+
+def check_reply(reply: Reply, request: Request, horizon: int) -> np.ndarray:
+    """Check a reply against its request.
+
+    Args:
+        reply: What the policy returned for ``request``.
+        request: The request.
+        horizon: Number of actions H that the policy promised.
+
+    Returns:
+        The actions, (H, A) float64, A being the length of the observation's state.
+
+    Raises:
+        PolicyError: Wrong type or shape, a value that is not finite, or an impossible latency.
+    """
+    where = f"task {request.key.task!r} seed {request.key.episode_seed} chunk {request.key.chunk}"
+    expected = (horizon, int(request.observation.state.shape[0]))
+    try:
+        actions = np.asarray(reply.actions, dtype=np.float64)
+        seconds = float(reply.seconds)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PolicyError(f"{where}: the reply is no chunk of numbers: {error}") from error
+    if actions.shape != expected:
+        raise PolicyError(f"{where}: actions have shape {actions.shape}, expected {expected}")
+    if not np.isfinite(actions).all():
+        step, dimension = (int(i) for i in np.argwhere(~np.isfinite(actions))[0])
+        value = actions[step, dimension]
+        count = int((~np.isfinite(actions)).sum())
+        raise PolicyError(
+            f"{where}: {count} of {actions.size} action values are not finite, "
+            f"first actions[{step}, {dimension}] = {value}"
+        )
+    if not np.isfinite(seconds) or seconds < 0:
+        raise PolicyError(f"{where}: seconds is {seconds}, expected a finite duration")
+    return actions

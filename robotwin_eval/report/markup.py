@@ -1,0 +1,61 @@
+"""Pieces of HTML that the sections of the report share."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from robotwin_eval import statistics
+from robotwin_eval.report.data import ALL_TASKS, ReportData
+
+PALETTE = 8  # colours in page.css
+
+
+class Captions:
+    """Numbers figures and tables in the order in which they are shown."""
+
+    def __init__(self) -> None:
+        self._counts = {"Figure": 0, "Table": 0}
+
+    def caption(self, kind: str, content: str) -> str:
+        """Return a caption; ``content`` is HTML."""
+        self._counts[kind] += 1
+        return f"<figcaption><b>{kind} {self._counts[kind]}.</b> {content}</figcaption>"
+
+
+def escape(value: object) -> str:
+    """Return text safe in HTML."""
+    return html.escape(str(value))
+
+
+def colour(data: ReportData, policy: str) -> int:
+    """Return the palette index of a policy."""
+    return list(data.labels).index(policy) % PALETTE
+
+
+def figure(content: str, caption: str) -> str:
+    """A framed chart above its caption; both are HTML."""
+    return f'<figure><div class="plate">{content}</div>{caption}</figure>'
+
+
+def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], text_columns: int) -> str:
+    """Rows are (CSS class, cells as HTML); the first ``text_columns`` columns are left-aligned."""
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=t' if i < text_columns else ''}>{v}</{tag}>" for i, v in enumerate(values)
+        )
+
+    body = "".join(f'<tr class="{style}">{cells("td", values)}</tr>' for style, values in rows)
+    top = f"<thead><tr>{cells('th', head)}</tr></thead>"
+    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
+
+
+def percent_range(interval: statistics.Interval) -> str:
+    """Return the limits of a share in per cent, e.g. ``84.2–95.1``."""
+    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"
+
+
+def task_name(task: str, data: ReportData) -> str:
+    """Return a task's name as shown."""
+    return task.replace("_", " ") if task != ALL_TASKS else f"All {len(data.tasks)} tasks"

@@ -1,0 +1,61 @@
+"""gym-aloha's two ViperX 300 arms: joint order, home pose, and actions (14,) <-> MuJoCo controls (16,)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SIDES = ("left", "right")
+
+# Distances from the gripper link along its x axis, read off the finger mesh: where the inner faces are
+# parallel and an object is held, and where the fingers end.
+PINCH_REACH = 0.125
+TIP_REACH = 0.150
+
+# gym-aloha's normalisation of the finger's slide joint in metres, so that 0 is closed and 1 is open.
+GRIPPER_CLOSED = 0.01844
+GRIPPER_OPEN = 0.05800
+
+# Both tips 0.27 m to the side of the centre line: an idle arm stays clear of what the other one works on.
+HOME_ARM = np.array([0.0, -1.12, 1.0, 0.0, 0.96, 0.0])
+START_NOISE = 0.05
+
+_ARM_ACTION = np.array([0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12])
+_ARM_CONTROL = np.array([0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13])
+_GRIPPER_ACTION = np.array([6, 13])
+_GRIPPER_CONTROL = np.array([6, 14])
+
+
+def home_action() -> np.ndarray:
+    """(14,) joint targets of the home pose, grippers closed."""
+    arm = np.append(HOME_ARM, 0.0)
+    return np.concatenate([arm, arm])
+
+
+def arm_slice(side: str) -> slice:
+    """Where one arm's six joints lie in a vector of 14."""
+    start = 7 * SIDES.index(side)
+    return slice(start, start + 6)
+
+
+def gripper_index(side: str) -> int:
+    """Where one gripper lies in a vector of 14."""
+    return 7 * SIDES.index(side) + 6
+
+
+def controls(action: np.ndarray) -> np.ndarray:
+    """(14,) joint targets -> (16,) position-actuator targets; each gripper drives two mirrored fingers."""
+    control = np.zeros(16)
+    control[_ARM_CONTROL] = action[_ARM_ACTION]
+    fingers = GRIPPER_CLOSED + action[_GRIPPER_ACTION] * (GRIPPER_OPEN - GRIPPER_CLOSED)
+    control[_GRIPPER_CONTROL] = fingers
+    control[_GRIPPER_CONTROL + 1] = -fingers
+    return control
+
+
+def measured_state(qpos: np.ndarray) -> np.ndarray:
+    """(>=16,) MuJoCo positions -> (14,) float32 joints, grippers clipped to [0, 1]."""
+    state = np.zeros(14, dtype=np.float32)
+    state[_ARM_ACTION] = qpos[_ARM_CONTROL]
+    opening = (qpos[_GRIPPER_CONTROL] - GRIPPER_CLOSED) / (GRIPPER_OPEN - GRIPPER_CLOSED)
+    state[_GRIPPER_ACTION] = np.clip(opening, 0.0, 1.0)
+    return state

@@ -1,0 +1,224 @@
+"""The embedded suite: three bimanual tasks with gym-aloha's robot in MuJoCo, as a ``Simulator``."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+
+from robotwin_eval.sim.aloha import robot
+from robotwin_eval.sim.aloha.camera import Camera
+from robotwin_eval.sim.aloha.kinematics import ArmKinematics, Unreachable
+from robotwin_eval.sim.aloha.lift_bar import LiftBar
+from robotwin_eval.sim.aloha.press_button import PressButton
+from robotwin_eval.sim.aloha.scene import compile_model
+from robotwin_eval.sim.aloha.task import Task
+from robotwin_eval.sim.aloha.transfer_cube import TransferCube
+from robotwin_eval.sim.base import CAMERAS, Demonstration, Observation, check_action
+
+TASKS: dict[str, Task] = {task.name: task for task in (PressButton(), LiftBar(), TransferCube())}
+
+# Actions per second. The experts' timing counts in these steps.
+CONTROL_HZ = 10.0
+# What a seed decides, each with its own random stream, so that one more draw in one never changes another.
+_SCENE, _MODE, _INSTRUCTION = range(3)
+# The referee looks at the state every 10 ms.
+_REFEREE_EVERY = 5
+
+
+class _Stage:
+    """One task's shared model with this simulator's own state, kinematics and camera."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.model = compile_model(task.bodies, task.extra)
+        self.data = mujoco.MjData(self.model)
+        self.kinematics = ArmKinematics(self.model)
+        self.referee = task.referee(self.model)
+        self.control = np.zeros(self.model.nu)
+        self.camera: Camera | None = None
+
+    def picture(self, name: str, size: int, light: bool) -> np.ndarray:
+        """uint8 (size, size, 3); makes the rendering context on the first call."""
+        if self.camera is None:
+            self.camera = Camera(self.model, size, light)
+        return self.camera.picture(self.data, name)
+
+
+class AlohaSuite:
+    """Three bimanual tasks on a CPU: press_button, lift_bar, transfer_cube.
+
+    Episodes are a pure function of (task, seed, actions). Many suites can live in one process: they share
+    the compiled models, which nobody changes. Observe from one thread only, as an OpenGL context belongs to
+    a thread.
+
+    Args:
+        image_size: height and width of a picture in pixels.
+        light: draw the arms' convex hulls instead of their meshes, which is several times faster.
+
+    Example:
+        >>> suite = AlohaSuite()
+        >>> suite.reset("press_button", seed=0)
+        >>> suite.observe(["cam_high"]).images["cam_high"].shape
+        (64, 64, 3)
+        >>> suite.close()
+    """
+
+    def __init__(self, image_size: int = 64, light: bool = True) -> None:
+        if image_size < 1:
+            raise ValueError(f"image_size: expected at least 1 pixel, got {image_size}")
+        self.control_hz = CONTROL_HZ
+        self._image_size = image_size
+        self._light = light
+        self._stages: dict[str, _Stage] = {}
+        self._stage: _Stage | None = None
+
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(TASKS)
+
+    def step_limit(self, task: str) -> int:
+        """Control steps after which an episode without success has failed."""
+        return _find(task).step_limit
+
+    def instruction(self, task: str, seed: int, split: str = "unseen") -> str:
+        """A paraphrase chosen by the seed.
+
+        Args:
+            task: the task's name.
+            seed: the episode's seed.
+            split: "seen" (for training) or "unseen".
+
+        Raises:
+            ValueError: unknown task or split.
+        """
+        sentences = {"seen": _find(task).seen, "unseen": _find(task).unseen}
+        if split not in sentences:
+            raise ValueError(f"split: expected one of {sorted(sentences)}, got {split!r}")
+        return str(_stream(task, seed, _INSTRUCTION).choice(sentences[split]))
+
+    def reset(self, task: str, seed: int) -> None:
+        """Starts an episode: home pose with noise of 0.05 rad, the object where the seed puts it.
+
+        Raises:
+            ValueError: unknown task or negative seed.
+        """
+        stage = self._enter(task)
+        rng = _stream(task, seed, _SCENE)
+        mujoco.mj_resetData(stage.model, stage.data)
+        start = robot.home_action()
+        for side in robot.SIDES:
+            start[robot.arm_slice(side)] += rng.uniform(-robot.START_NOISE, robot.START_NOISE, 6)
+        low, high = stage.model.actuator_ctrlrange.T
+        stage.control = np.clip(robot.controls(start), low, high)
+        stage.data.qpos[:16] = stage.control
+        stage.data.ctrl[:] = stage.control
+        stage.task.place(stage.model, stage.data, rng)
+        mujoco.mj_forward(stage.model, stage.data)
+        stage.referee = stage.task.referee(stage.model)
+        stage.referee.update(stage.data)
+
+    def expert(self, task: str, seed: int, mode: str | None = None) -> Demonstration:
+        """Resets to (task, seed), plans from the true state and runs the plan.
+
+        Args:
+            task: the task's name.
+            seed: the episode's seed.
+            mode: one of the task's modes; None draws it from the seed.
+
+        Raises:
+            ValueError: unknown task or mode.
+        """
+        self.reset(task, seed)
+        stage = self._current()
+        modes = stage.task.modes
+        if mode is None:
+            mode = str(_stream(task, seed, _MODE).choice(modes))
+        if mode not in modes:
+            raise ValueError(f"mode: {task} knows {modes}, got {mode!r}")
+        try:
+            actions = stage.task.plan(stage.kinematics, stage.data, mode)
+        except Unreachable as error:
+            return Demonstration(np.zeros((0, 14), np.float32), mode, False, str(error))
+        for action in actions:
+            self.step(action)
+        solved = stage.referee.success
+        return Demonstration(actions, mode, solved, "" if solved else stage.referee.reason())
+
+    def observe(self, cameras: Sequence[str] = CAMERAS) -> Observation:
+        """Renders the named cameras and reads the measured joints.
+
+        Raises:
+            ValueError: unknown camera.
+            RuntimeError: no episode was started, or rendering is impossible on this machine.
+        """
+        stage = self._current()
+        for name in cameras:
+            if name not in CAMERAS:
+                raise ValueError(f"camera: expected one of {CAMERAS}, got {name!r}")
+        images = {name: stage.picture(name, self._image_size, self._light) for name in cameras}
+        return Observation(images, robot.measured_state(stage.data.qpos))
+
+    def step(self, action: np.ndarray) -> None:
+        """Runs one control step, the targets moving straight from the last action to this one.
+
+        Raises:
+            ValueError: the action has another shape, is not finite or leaves a joint's limits.
+            RuntimeError: no episode was started.
+        """
+        stage = self._current()
+        target = robot.controls(check_action(action))
+        substeps = round(1.0 / (CONTROL_HZ * stage.model.opt.timestep))
+        previous = stage.control
+        for k in range(1, substeps + 1):
+            stage.data.ctrl[:] = previous + (k / substeps) * (target - previous)
+            mujoco.mj_step(stage.model, stage.data)
+            if k % _REFEREE_EVERY == 0 or k == substeps:
+                stage.referee.update(stage.data)
+        stage.control = target
+
+    def success(self) -> bool:
+        """Whether the episode has succeeded so far; once true, it stays true."""
+        return self._current().referee.success
+
+    def mode(self) -> str:
+        """The arm that touched the button first; "" before that and for tasks with one mode."""
+        return self._current().referee.mode
+
+    def truth(self) -> np.ndarray:
+        """(3,) float32 metres: the top of the button, the middle of the bar or of the cube."""
+        stage = self._current()
+        return np.array(stage.task.truth(stage.data), dtype=np.float32)
+
+    def close(self) -> None:
+        """Frees the rendering contexts and the episode; a later ``reset`` starts afresh."""
+        for stage in self._stages.values():
+            if stage.camera is not None:
+                stage.camera.close()
+        self._stages.clear()
+        self._stage = None
+
+    def _enter(self, task: str) -> _Stage:
+        if task not in self._stages:
+            self._stages[task] = _Stage(_find(task))
+        self._stage = self._stages[task]
+        return self._stage
+
+    def _current(self) -> _Stage:
+        if self._stage is None:
+            raise RuntimeError("no episode: call reset(task, seed) first")
+        return self._stage
+
+
+def _find(task: str) -> Task:
+    if task not in TASKS:
+        raise ValueError(f"task: expected one of {tuple(TASKS)}, got {task!r}")
+    return TASKS[task]
+
+
+def _stream(task: str, seed: int, purpose: int) -> np.random.Generator:
+    if seed < 0:
+        raise ValueError(f"seed: expected a number >= 0, got {seed}")
+    return np.random.default_rng([seed, zlib.crc32(task.encode()), purpose])

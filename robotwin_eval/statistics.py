@@ -1,0 +1,333 @@
+"""Statistics of success rates: intervals, paired exact tests, paired differences, coverage of modes.
+
+Sources: Wilson (1927); Newcombe (1998) and Zou & Donner (2008) for square-and-add;
+McNemar (1947), exact form; Tango (1998), Statistics in Medicine 17, 891-908, for the interval of a paired
+difference.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+INTERVAL_METHOD = "Wilson score interval"
+STRATIFIED_METHOD = "mean of the tasks' rates, Wilson limits combined by square-and-add (Zou & Donner 2008)"
+DIFFERENCE_METHOD = "Tango (1998) score interval for a paired difference"
+TEST_METHOD = "exact McNemar test"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence limits."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1")
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _check_counts(successes: int, n: int) -> None:
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}: expected 0 <= successes <= n and n >= 1")
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion, without continuity correction.
+
+    Raises:
+        ValueError: Not 0 <= successes <= n with n >= 1.
+    """
+    _check_counts(successes, n)
+    z = _z(confidence)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At the ends the formula is exactly 0 or 1; rounding would leave 1e-17.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Interval(p, low, high)
+
+
+def stratified(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -> Interval:
+    """Interval of the unweighted mean of the tasks' success rates.
+
+    Every task counts alike, whatever its number of episodes. The Wilson limits of the tasks are combined by
+    square-and-add: low = mean - sqrt(sum w^2 (p_i - l_i)^2). With one task this is Wilson's interval; where
+    all rates are 0 or 1 it is wider than the pooled interval.
+
+    Args:
+        counts: (successes, n) of each task.
+        confidence: Coverage.
+    """
+    if not counts:
+        raise ValueError("no task: the mean of no rates has no interval")
+    tasks = [wilson(successes, n, confidence) for successes, n in counts]
+    weight = 1 / len(tasks)
+    mean = math.fsum(task.estimate for task in tasks) * weight
+    below = weight * math.sqrt(math.fsum((task.estimate - task.low) ** 2 for task in tasks))
+    above = weight * math.sqrt(math.fsum((task.high - task.estimate) ** 2 for task in tasks))
+    return Interval(mean, max(0.0, mean - below), min(1.0, mean + above))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact McNemar test of a new policy against a reference on the same episodes.
+
+    Attributes:
+        gains: Episodes that only the new policy solved.
+        losses: Episodes that only the reference solved.
+        two_sided: p of "they differ".
+        worse: p of the one-sided test whose alternative is "the new policy is worse". A small value is
+            evidence of a loss; a large one is no proof that there is none: see the interval of the difference
+            for that.
+        better: p of the one-sided test whose alternative is "the new policy is better".
+    """
+
+    gains: int
+    losses: int
+    two_sided: float
+    worse: float
+    better: float
+
+
+def _fair_tail(k: int, n: int) -> float:
+    """P(X <= k) of a fair coin tossed n times, exact until the last division."""
+    if k < 0:
+        return 0.0
+    return sum(math.comb(n, i) for i in range(min(k, n) + 1)) / 2**n
+
+
+def mcnemar(gains: int, losses: int) -> McNemar:
+    """Exact test on the discordant pairs: gains ~ Binomial(gains + losses, 1/2) if the policies are equal."""
+    if gains < 0 or losses < 0:
+        raise ValueError(f"{gains} gains and {losses} losses: expected counts")
+    n = gains + losses
+    two_sided = min(1.0, 2 * _fair_tail(min(gains, losses), n))
+    return McNemar(gains, losses, two_sided, worse=_fair_tail(gains, n), better=_fair_tail(losses, n))
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Bisection; ``function`` is decreasing, >= 0 at ``low`` and <= 0 at ``high``."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        if function(middle) > 0:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def tango_statistic(gains: int, losses: int, pairs: int, difference: float) -> float:
+    """Tango's score statistic of "the paired difference is ``difference``"; McNemar's z at 0."""
+    a = 2 * pairs
+    b = -gains - losses + (2 * pairs - gains + losses) * difference
+    c = -losses * difference * (1 - difference)
+    loss_rate = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (
+        2 * a
+    )  # constrained estimate of P(only reference)
+    variance = pairs * (2 * loss_rate + difference * (1 - difference))
+    excess = gains - losses - pairs * difference
+    if variance <= 0:
+        return math.copysign(math.inf, excess) if excess else 0.0
+    return excess / math.sqrt(variance)
+
+
+def paired_difference(gains: int, losses: int, pairs: int, confidence: float = 0.95) -> Interval:
+    """Tango's score interval of P(new succeeds) - P(reference succeeds) over paired episodes.
+
+    Args:
+        gains: Pairs that only the new policy solved.
+        losses: Pairs that only the reference solved.
+        pairs: All pairs, concordant ones included.
+        confidence: Coverage.
+
+    Raises:
+        ValueError: More discordant pairs than pairs, or none at all.
+    """
+    if pairs < 1 or gains < 0 or losses < 0 or gains + losses > pairs:
+        raise ValueError(
+            f"{gains} gains, {losses} losses of {pairs} pairs: expected gains + losses <= pairs >= 1"
+        )
+    z = _z(confidence)
+    estimate = (gains - losses) / pairs
+    low = _root(lambda d: tango_statistic(gains, losses, pairs, d) - z, -1.0, estimate)
+    high = _root(lambda d: tango_statistic(gains, losses, pairs, d) + z, estimate, 1.0)
+    return Interval(estimate, low, high)
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """A new policy against a reference on the episodes that both ran.
+
+    Attributes:
+        both: Pairs that both solved.
+        neither: Pairs that none solved.
+        test: Exact McNemar test.
+        difference: Success of the new policy less that of the reference, with its interval.
+    """
+
+    both: int
+    neither: int
+    test: McNemar
+    difference: Interval
+
+    @property
+    def pairs(self) -> int:
+        """Number of episodes that both ran."""
+        return self.both + self.neither + self.test.gains + self.test.losses
+
+
+def compare(
+    new: Mapping[tuple[str, int], bool], reference: Mapping[tuple[str, int], bool], confidence: float = 0.95
+) -> PairedComparison:
+    """Compare two policies on their common (task, seed) episodes.
+
+    Args:
+        new: (task, seed) -> success of the new policy.
+        reference: The same of the reference.
+        confidence: Coverage of the interval of the difference.
+
+    Raises:
+        ValueError: They have no episode in common.
+    """
+    common = sorted(new.keys() & reference.keys())
+    if not common:
+        raise ValueError("the two policies have no (task, seed) in common: nothing is paired")
+    both = sum(new[key] and reference[key] for key in common)
+    gains = sum(new[key] and not reference[key] for key in common)
+    losses = sum(reference[key] and not new[key] for key in common)
+    return PairedComparison(
+        both,
+        len(common) - both - gains - losses,
+        mcnemar(gains, losses),
+        paired_difference(gains, losses, len(common), confidence),
+    )
+
+
+def _log_binomial(k: int, n: int, p: float) -> float:
+    if p <= 0 or p >= 1:
+        return 0.0 if k == (n if p >= 1 else 0) else -math.inf
+    choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return choose + k * math.log(p) + (n - k) * math.log1p(-p)
+
+
+@functools.lru_cache(maxsize=32)
+def _critical_values(pairs: int, alpha: float) -> tuple[int, ...]:
+    """Largest count of the rarer kind that is significant, for 0..pairs discordant pairs; -1 for none."""
+    values: list[int] = []
+    critical = -1  # never falls as m grows, since the tail at k shrinks
+    for m in range(pairs + 1):
+        while 2 * _fair_tail(critical + 1, m) <= alpha:
+            critical += 1
+        values.append(critical)
+    return tuple(values)
+
+
+def mcnemar_power(difference: float, pairs: int, discordant: float, alpha: float = 0.05) -> float:
+    """Power of the two-sided exact McNemar test, summed over every table it could meet.
+
+    Counts only rejections in the true direction.
+
+    Args:
+        difference: True |difference| of the success rates, at most ``discordant``.
+        pairs: Number of pairs.
+        discordant: Share of pairs on which the two policies differ.
+        alpha: Level of the two-sided test.
+    """
+    if not 0 <= difference <= discordant <= 1 or discordant == 0:
+        raise ValueError(
+            f"difference {difference}, discordant {discordant}: expected 0 <= difference <= discordant "
+            "<= 1 and discordant > 0"
+        )
+    rarer = (discordant - difference) / (2 * discordant)
+    power = 0.0
+    for m, critical in enumerate(_critical_values(pairs, alpha)):
+        weight = math.exp(_log_binomial(m, pairs, discordant))
+        if weight > 1e-12:
+            power += weight * sum(math.exp(_log_binomial(k, m, rarer)) for k in range(critical + 1))
+    return power
+
+
+def detectable_difference(
+    pairs: int, discordant: float, power: float = 0.8, alpha: float = 0.05
+) -> float | None:
+    """Smallest true difference that the two-sided exact McNemar test finds with the given power.
+
+    Args:
+        pairs: Number of pairs.
+        discordant: Expected share of discordant pairs; a difference cannot exceed it.
+        power: Wanted power.
+        alpha: Level of the test.
+
+    Returns:
+        The difference, or None where even the largest possible one would be missed too often.
+    """
+    if discordant <= 0 or mcnemar_power(discordant, pairs, discordant, alpha) < power:
+        return None
+    return _root(lambda d: power - mcnemar_power(d, pairs, discordant, alpha), 0.0, discordant)
+
+
+@dataclass(frozen=True)
+class ModeCoverage:
+    """Whether a policy keeps all the ways in which its demonstrations solve a task.
+
+    Attributes:
+        counts: Successes by mode, every mode of the demonstrations included.
+        rarer: The mode with the fewest successes for its share in the demonstrations.
+        share: Its share of the successes with Wilson's interval, None without a success.
+        demonstrated: Its share in the demonstrations.
+        ratio: ``share / demonstrated``: 1 for full coverage, 0 for a lost mode, None without a success. Being
+            the smaller of two counts it lies a little below 1 by chance even for a perfect policy.
+    """
+
+    counts: Mapping[str, int]
+    rarer: str
+    share: Interval | None
+    demonstrated: float
+    ratio: float | None
+
+
+def mode_coverage(
+    modes: Sequence[str], demonstrated: Mapping[str, float], confidence: float = 0.95
+) -> ModeCoverage:
+    """Measure the coverage of modes.
+
+    Args:
+        modes: Mode of each successful episode.
+        demonstrated: Share of each mode in the demonstrations; shares are normalised to a sum of 1.
+        confidence: Coverage of the interval.
+
+    Raises:
+        ValueError: Fewer than two modes demonstrated, or a share that is not positive.
+    """
+    if len(demonstrated) < 2 or min(demonstrated.values()) <= 0:
+        raise ValueError(f"demonstrated shares {dict(demonstrated)}: expected two modes or more, all above 0")
+    total = math.fsum(demonstrated.values())
+    counts = dict.fromkeys(demonstrated, 0)
+    for mode in modes:
+        counts[mode] = counts.get(mode, 0) + 1
+    rarer = min(demonstrated, key=lambda mode: counts[mode] / demonstrated[mode])
+    expected = demonstrated[rarer] / total
+    if not modes:
+        return ModeCoverage(counts, rarer, None, expected, None)
+    share = wilson(counts[rarer], len(modes), confidence)
+    return ModeCoverage(counts, rarer, share, expected, share.estimate / expected)
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Quantile by linear interpolation between order statistics (numpy's default)."""
+    if not values or not 0 <= q <= 1:
+        raise ValueError(f"quantile {q} of {len(values)} values: expected 0 <= q <= 1 and at least one value")
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
