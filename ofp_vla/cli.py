@@ -56,8 +56,15 @@ def _common(
 class Sampler(StrEnum):
     """Which sampler turns noise into an action chunk."""
 
-    ofp = "ofp"
+    interval = "interval"
     host = "host"
+
+
+class Split(StrEnum):
+    """Which instruction sentences the evaluation uses."""
+
+    seen = "seen"
+    unseen = "unseen"
 
 
 def _split(names: str) -> list[str]:
@@ -78,13 +85,13 @@ def demo(
         "outputs/demo"
     ),
     every_task: Annotated[
-        bool, typer.Option("--all", help="Use every built-in task instead of one.")
+        bool, typer.Option("--all", help="Use every built-in task instead of two.")
     ] = False,
     episodes: Annotated[int | None, typer.Option(min=1, help="Evaluation episodes a task.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each stage.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of training and of the sampling noise.")] = 0,
 ) -> None:
-    """Train a tiny policy, make it one-step, and compare both on a simulated bimanual task (CPU)."""
+    """Fine-tune the tiny base to act in one step and compare both on simulated bimanual tasks (CPU)."""
     from ofp_vla.demo import run_demo
 
     run_demo(output=output, every_task=every_task, episodes=episodes, steps=steps, seed=seed)
@@ -98,11 +105,27 @@ def demos(
     episodes: Annotated[int, typer.Option(min=1, help="Successful episodes to keep of each task.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first episode.")] = 0,
     image_size: Annotated[int, typer.Option(min=16, help="Height and width of the images.")] = 64,
+    cameras: Annotated[str, typer.Option(help="Camera names, separated by commas.")] = "cam_high",
+    statistics_from: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the checkpoint to fine-tune, so that it goes on normalising as it did."),
+    ] = None,
+    video: Annotated[bool, typer.Option("--video", help="Store videos instead of single images.")] = False,
 ) -> None:
     """Write scripted demonstrations of the built-in tasks as a LeRobot dataset."""
     from ofp_vla.demos import write_demonstrations
 
-    write_demonstrations(tasks, episodes, output, repo_id, seed, image_size)
+    write_demonstrations(
+        tasks,
+        episodes,
+        output,
+        repo_id,
+        seed,
+        image_size,
+        cameras=[name.strip() for name in cameras.split(",") if name.strip()],
+        statistics_from=statistics_from,
+        video=video,
+    )
 
 
 @app.command("eval")
@@ -113,14 +136,21 @@ def evaluate(
         "outputs/eval"
     ),
     episodes: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 100,
-    steps: Annotated[int, typer.Option(min=1, help="Network evaluations for a chunk (NFE).")] = 1,
-    sampler: Annotated[Sampler, typer.Option(help="The interval sampler or the host's own.")] = Sampler.ofp,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Network evaluations for a chunk (NFE); 1 for interval, 10 for host."),
+    ] = None,
+    sampler: Annotated[
+        Sampler, typer.Option(help="The interval sampler or the host's own.")
+    ] = Sampler.interval,
     warm: Annotated[
         bool, typer.Option("--warm/--cold", help="Start from the chunk before, or noise.")
     ] = False,
     execute: Annotated[int | None, typer.Option(min=1, help="Actions to execute of each chunk.")] = None,
+    split: Annotated[Split, typer.Option(help="Sentences of the training or new ones.")] = Split.seen,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling noise.")] = 0,
 ) -> None:
-    """Evaluate a checkpoint in the built-in simulators: success with intervals, speed, smoothness."""
+    """Evaluate a checkpoint in the built-in simulators: success with intervals, speed, coverage of modes."""
     names = _split(tasks)
     from ofp_vla.evaluate import evaluate_checkpoint
 
@@ -133,6 +163,8 @@ def evaluate(
         warm=warm,
         execute=execute,
         output=output,
+        split=split.value,
+        run_seed=seed,
     )
 
 

@@ -1,6 +1,7 @@
-"""Demonstrations of the embedded suite: the scripted expert's actions, executed with a little noise and filmed.
+"""Demonstrations of the embedded suite: the expert's actions, executed with a little noise and filmed.
 
-The recorded actions are the expert's; only their execution is disturbed (Laskey et al. 2017, DART). So the images and
+The recorded actions are the expert's; only their execution is disturbed (Laskey et al. 2017, DART). So the
+images and
 joint states also show where an imperfect policy ends up, with what the expert would command from there.
 """
 
@@ -59,16 +60,16 @@ def demonstrate(
         task: the task's name.
         seed: the episode's seed.
         cameras: cameras to film with.
-        noise: largest standard deviation in radians of the constant offset per arm joint during execution; each
-            episode draws its own between 0 and this. An episode that fails under it is executed without.
+        noise: largest standard deviation in radians of the constant offset per arm joint during execution;
+            each episode draws its own between 0 and this. An episode that fails under it is executed without.
         frames: indices of the frames to render; all where None.
         split: which sentences, "seen" or "unseen".
 
     Returns:
         The episode, or None where the expert cannot solve the seed.
     """
-    plan = sim.expert(task, seed)
-    if not plan.solved:
+    plan = sim.plan(task, seed)
+    if not len(plan.actions):
         return None
     rng = np.random.default_rng([seed, 0xDA47])
     offset = np.where(_ARM_JOINTS, rng.normal(0.0, rng.uniform(0.0, noise), len(ACTION_NAMES)), 0.0)

@@ -1,4 +1,4 @@
-"""Errors with one line that says what was wrong, where, and what to do; the command line prints just that line."""
+"""Errors whose one line says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 

@@ -14,12 +14,6 @@ def normal(shape: Sequence[int], device: torch.device, generator: torch.Generato
     return torch.randn(*shape, generator=generator, device=source).to(device)
 
 
-def uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform float32 in [0, 1) of `shape`, drawn where the generator lives and moved to `device`."""
-    source = device if generator is None else generator.device
-    return torch.rand(*shape, generator=generator, device=source).to(device)
-
-
 def stratified(size: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """(size,) uniforms in [0, 1), one in each of `size` equal strata, in random order.
 

@@ -1,6 +1,6 @@
 """Interval conditioning of a pretrained flow head by a residual on its time condition.
 
-cond = time_mlp(sincos(s)) + [φ(sincos(s - s')) - φ(sincos(0))], with φ = Linear, SiLU, Linear and only the last
+cond = time_mlp(sincos(s)) + [φ(sincos(s - s')) - φ(sincos(0))], φ = Linear, SiLU, Linear with only the last
 layer zero at the start: every interval velocity then equals the pretrained instantaneous velocity, and on the
 diagonal s = s' the residual is exactly zero for ever, so that the host's own many-step mode stays available.
 """
@@ -31,7 +31,7 @@ class IntervalHead(nn.Module):
         ).to(torch.float32)
 
     def forward(self, length: Tensor) -> Tensor:
-        """Residual for interval lengths `length` (B,); rows of length 0 are exactly 0 and carry no gradient."""
+        """Residual for interval lengths (B,); rows of length 0 are exactly 0, without gradient."""
         both = self._embed(torch.cat([length, length.new_zeros(1)]))
         phi = self.output(nn.functional.silu(self.hidden(both.to(self.hidden.weight.dtype))))
         residual = (phi[:-1] - phi[-1:]).to(torch.float32)

@@ -1,7 +1,7 @@
-"""π0.5 as an interval field: the prefix is encoded once, every query of a call runs in one pass of the expert.
+"""π0.5 as an interval field: one prefix, and all queries of a call in one pass of the expert.
 
-LeRobot's π0.5 counts host time s from data 0 to noise 1 with velocity ε - a; `ofp_vla.core` counts t = 1 - s with
-velocity a - ε. This file is the edge where the two meet, and nothing inside LeRobot's model is changed.
+LeRobot's π0.5 counts host time s from data 0 to noise 1 with velocity ε - a; `ofp_vla.core` counts t = 1 - s,
+with velocity a - ε. This file is the edge where the two meet, and nothing inside LeRobot's model is changed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
@@ -49,10 +50,12 @@ class Prefix:
 
 
 def trim_prompt(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Drops the columns that are padding in every row; exact, because padding is masked and adds no position."""
+    """Drops columns that are padding in every row; exact: padding is masked and adds no position."""
     longest = max(int(mask.sum(dim=1).max()), 1)
     if bool(mask[:, longest:].any()):
-        raise ValueError("prompt tokens are not right-padded; the tokenizer step must use padding_side='right'")
+        raise ValueError(
+            "prompt tokens are not right-padded; the tokenizer step must use padding_side='right'"
+        )
     return tokens[:, :longest], mask[:, :longest]
 
 
@@ -62,9 +65,10 @@ class Pi05Host:
     Args:
         model: LeRobot's π0.5 core; `model.interval_head` is the φ of `ofp_vla.hosts.interval`.
         roles: Weight roles of the policy around it.
-        attention: "sdpa"; "grouped", which folds the heads into the rows of one product (all heads share keys and
-            values) and is several times faster for small heads on a CPU; "auto" takes the former on a GPU, the latter
-            on a CPU; "eager" is LeRobot's own attention function.
+        attention: "sdpa"; "grouped", which folds the heads into the rows of one product (all heads share
+            keys and
+            values) and is several times faster for small heads on a CPU; "auto" takes the former on a GPU,
+            the latter on a CPU; "eager" is LeRobot's own attention function.
     """
 
     def __init__(self, model: PI05Pytorch, roles: Roles, attention: str = "auto") -> None:
@@ -132,7 +136,7 @@ class Pi05Host:
         return Prefix(tuple(keys), tuple(values), mask)
 
     def _prefix_layer(
-        self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys_only: bool
+        self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys_only: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         normed, gate = layernorm_forward(layer.input_layernorm, hidden)
         attn = layer.self_attn
@@ -145,8 +149,8 @@ class Pi05Host:
         mixed = self._attend(attn, query, key, value, mask)
         return self._finish_layer(layer, hidden, mixed, gate, None), key, value
 
-    def _attend(self, attn: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """Attention of (B, heads, S, d) over (B, kv_heads, T, d); mask (B, 1, S or 1, T) bool; gives (B, S, heads*d)."""
+    def _attend(self, attn: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """(B, heads, S, d) over (B, kv_heads, T, d), mask (B, 1, S or 1, T) bool -> (B, S, heads*d)."""
         if self.attention == "eager":
             additive = torch.where(mask, 0.0, -2.3819763e38).expand(-1, -1, query.shape[2], -1)
             out, _ = modeling_gemma.eager_attention_forward(attn, query, key, value, additive, attn.scaling)
@@ -162,7 +166,7 @@ class Pi05Host:
 
     @staticmethod
     def _finish_layer(
-        layer: nn.Module, hidden: Tensor, mixed: Tensor, gate: Tensor | None, cond: Tensor | None
+        layer: Any, hidden: Tensor, mixed: Tensor, gate: Tensor | None, cond: Tensor | None
     ) -> Tensor:
         """Output projection, gated residual, MLP, gated residual: (N, S, W) -> (N, S, W)."""
         out = layer.self_attn.o_proj(mixed.to(layer.self_attn.o_proj.weight.dtype))
@@ -199,13 +203,15 @@ class Pi05Host:
         mask = self._packed_mask(prefix, null, horizon)
         shape = (batch, queries, horizon, packed)
         for layer, key, value in zip(decoder.layers, prefix.keys, prefix.values, strict=True):
-            hidden = self._checkpointed(self._expert_layer, layer, hidden, cond, key, value, cos, sin, mask, shape)
+            hidden = self._checkpointed(
+                self._expert_layer, layer, hidden, cond, key, value, cos, sin, mask, shape
+            )
         hidden, _ = layernorm_forward(decoder.norm, hidden, cond)
         return model.action_out_proj(hidden.to(torch.float32)).float().view(batch, queries, horizon, -1)
 
     @staticmethod
     def _packed_mask(prefix: Prefix, null: Tensor, horizon: int) -> Tensor:
-        """(B, 1, Q*H, P + Q*H) bool: a query sees the prefix unless null, and of the suffix only its own chunk."""
+        """(B, 1, Q*H, P + Q*H) bool: a query sees the prefix unless null, and its own chunk."""
         queries = null.shape[1]
         sees_prefix = (~null)[:, :, None] & prefix.mask[:, None, :]
         own = torch.eye(queries, dtype=torch.bool, device=null.device).repeat_interleave(horizon, dim=1)
@@ -214,7 +220,7 @@ class Pi05Host:
 
     def _expert_layer(
         self,
-        layer: nn.Module,
+        layer: Any,
         hidden: Tensor,
         cond: Tensor,
         key: Tensor,
@@ -243,7 +249,7 @@ class Pi05Host:
 
 
 class BoundField:
-    """`ofp_vla.core.IntervalField` for one observation batch and one weight role; no gradient but the student's."""
+    """`IntervalField` for one observation batch and one weight role; gradient for the student only."""
 
     def __init__(self, host: Pi05Host, observation: Observation, role: str) -> None:
         self.host = host
@@ -290,7 +296,7 @@ def _heads(x: Tensor, head_dim: int) -> Tensor:
 
 
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Attention whose heads share keys and values: one product of (heads/kv * S, d) with (d, T) per kv head."""
+    """Attention with the heads that share keys folded into the rows of one product per kv head."""
     batch, heads, length, dim = query.shape
     groups = key.shape[1]
     rows = query.reshape(batch, groups, heads // groups * length, dim)

@@ -1,4 +1,4 @@
-"""Sizes of the π0.5 architecture: LeRobot's own classes at full size, and the same classes small enough for two cores.
+"""Sizes of the π0.5 architecture: LeRobot's classes as they are, and small enough for two cores.
 
 LeRobot hard-codes the published size inside three constructors (vocabulary 257152, SigLIP MLP 4304,
 projection 2048). The subclasses below override those constructors only; every forward pass is LeRobot's.
@@ -7,8 +7,9 @@ projection 2048). The subclasses below override those constructors only; every f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lerobot.policies.pi05.modeling_pi05 import PaliGemmaWithExpertModel, PI05Pytorch
@@ -54,27 +55,26 @@ SIZES: dict[str, Pi05Size] = {
         patch=16,
         vocabulary=1024,
     ),
-    # Prefix-dominated as the published size is: what the training-cost benchmark runs on.
+    # 105 M parameters, dominated by its prefix as the published size is: for the cost benchmarks.
     "small": Pi05Size(
-        vlm_width=512,
+        vlm_width=1024,
         expert_width=256,
         depth=6,
-        vlm_mlp=2048,
+        vlm_mlp=4096,
         expert_mlp=1024,
         head_dim=64,
-        vision_width=256,
+        vision_width=384,
         vision_depth=4,
-        vision_heads=8,
-        vision_mlp=1024,
+        vision_heads=6,
+        vision_mlp=1536,
         patch=14,
         vocabulary=1024,
     ),
 }
-ARCHITECTURES = ("full", *SIZES)
 
 
 class ConvolutionStem(nn.Module):
-    """Strided 3x3 convolutions in place of SigLIP's single patch projection: (B, 3, S, S) -> (B, C, S/patch, S/patch).
+    """Strided convolutions for SigLIP's patch projection: (B, 3, S, S) -> (B, C, S/patch, S/patch).
 
     A network of this size learns to localise several times faster with it than with one linear patch map.
     """
@@ -86,7 +86,7 @@ class ConvolutionStem(nn.Module):
             raise ValueError(f"convolution stem needs a patch size that is a power of two, got {patch}")
         channels = [3, *(width // 2 if i < stages // 2 else width for i in range(stages))]
         layers: list[nn.Module] = []
-        for source, target in zip(channels[:-1], channels[1:], strict=True):
+        for source, target in pairwise(channels):
             layers += [nn.Conv2d(source, target, 3, stride=2, padding=1), nn.GELU(approximate="tanh")]
         layers[-1] = nn.Conv2d(channels[-1], width, 1)
         self.layers = nn.Sequential(*layers)
@@ -97,10 +97,11 @@ class ConvolutionStem(nn.Module):
         return self.layers[0].weight  # type: ignore[return-value]
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Patch features of pixels (B, 3, S, S)."""
         return self.layers(pixels)
 
 
-def _vlm_config(size: Pi05Size, image_size: int):
+def _vlm_config(size: Pi05Size, image_size: int) -> Any:
     config = CONFIG_MAPPING["paligemma"](
         text_config={
             "model_type": "gemma",
@@ -130,13 +131,13 @@ def _vlm_config(size: Pi05Size, image_size: int):
     config.text_config.dtype = "float32"
     config.vision_config.dtype = "float32"
     # With heads this small PyTorch's fused attention is many times slower on a CPU than two products.
-    config.vision_config._attn_implementation = "eager"  # noqa: SLF001
+    config.vision_config._attn_implementation = "eager"
     config.text_config.use_adarms = False
     config.text_config.adarms_cond_dim = None
     return config
 
 
-def _expert_config(size: Pi05Size):
+def _expert_config(size: Pi05Size) -> Any:
     config = CONFIG_MAPPING["gemma"](
         head_dim=size.head_dim,
         hidden_size=size.expert_width,
@@ -157,7 +158,13 @@ class SizedPaliGemmaWithExpert(PaliGemmaWithExpertModel):
     """LeRobot's PaliGemma + action expert at a chosen size."""
 
     def __init__(
-        self, size: Pi05Size, *, image_size: int, precision: str, freeze_vision_encoder: bool, train_expert_only: bool
+        self,
+        size: Pi05Size,
+        *,
+        image_size: int,
+        precision: str,
+        freeze_vision_encoder: bool,
+        train_expert_only: bool,
     ) -> None:
         nn.Module.__init__(self)
         self.freeze_vision_encoder = freeze_vision_encoder
@@ -176,7 +183,7 @@ class SizedPaliGemmaWithExpert(PaliGemmaWithExpertModel):
         self._set_requires_grad()
 
     def _open_gates(self, width: int) -> None:
-        """Starts every adaptive norm as a plain norm with an open residual gate (scale 0, shift 0, gate 1)."""
+        """Starts every adaptive norm as a plain norm with an open gate (scale 0, shift 0, gate 1)."""
         for layer in self.gemma_expert.model.layers:
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
                 with torch.no_grad():
@@ -208,7 +215,7 @@ class SizedPI05(PI05Pytorch):
 
 
 def build_pi05(config: PI05OFPConfig, rtc_processor: object | None = None) -> PI05Pytorch:
-    """Builds the π0.5 core for `config.arch`: "full" is LeRobot's own constructor, the others a `Pi05Size`."""
+    """The π0.5 core for `config.arch`: "full" is LeRobot's own, the others a `Pi05Size`."""
     if config.arch == "full":
         return PI05Pytorch(config, rtc_processor=rtc_processor)
     return SizedPI05(config, SIZES[config.arch], rtc_processor=rtc_processor)

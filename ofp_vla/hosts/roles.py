@@ -1,6 +1,7 @@
-"""Weight roles over one copy of the base: `student` is trained, `ema` is its moving average, `teacher` is the start.
+"""Weight roles over one base: `student` is trained, `ema` its moving average, `teacher` the start.
 
-LoRA: a role is a named PEFT adapter, `teacher` is the base with adapters off. PEFT saves every adapter beside the
+LoRA: a role is a named PEFT adapter, `teacher` is the base with adapters off. PEFT saves every adapter
+beside the
 default one. Whole tensors (no LoRA): a role is a second set of the trained tensors, swapped in place.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from peft import inject_adapter_in_model
@@ -27,7 +29,8 @@ class Roles(ABC):
     """The weight roles of one policy; `available` grows when a role is added."""
 
     def __init__(self, policy: nn.Module) -> None:
-        self.policy = policy
+        # Any: PEFT adds attributes that torch's typing does not know.
+        self.policy: Any = policy
 
     @property
     @abstractmethod
@@ -39,7 +42,7 @@ class Roles(ABC):
         """Adds `role` as a copy of the student (`ema`) or of the weights at the start (`teacher`)."""
 
     @abstractmethod
-    def _switch(self, role: str):
+    def _switch(self, role: str) -> AbstractContextManager[None]:
         """Context in which the policy's modules hold the weights of `role`."""
 
     @abstractmethod
@@ -70,7 +73,7 @@ class Roles(ABC):
         return float((gap / (norm + 1e-12)) ** 0.5)
 
 
-def _adapter_modules(policy: nn.Module) -> list[nn.Module]:
+def _adapter_modules(policy: nn.Module) -> list[Any]:
     return [m for m in policy.modules() if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
 
 
@@ -84,10 +87,12 @@ class AdapterRoles(Roles):
 
     @property
     def available(self) -> frozenset[str]:
+        """Student, teacher and every adapter beside the default one."""
         named = set(self.policy.peft_config) - {DEFAULT_ADAPTER}
         return frozenset({STUDENT, TEACHER} | named)
 
     def add(self, role: str) -> None:
+        """Injects an adapter named `role` that starts as a copy of the student's."""
         if role in self.available:
             return
         shared = self.policy.peft_config
@@ -98,7 +103,7 @@ class AdapterRoles(Roles):
         shared[role] = config
         self.policy.peft_config = shared
         for module in _adapter_modules(self.policy):
-            module._active_adapter = [DEFAULT_ADAPTER]  # noqa: SLF001
+            module._active_adapter = [DEFAULT_ADAPTER]
         source, target = self.tensors(STUDENT), self.tensors(role)
         with torch.no_grad():
             for name, tensor in target.items():
@@ -108,6 +113,7 @@ class AdapterRoles(Roles):
             tensor.requires_grad_(True)
 
     def tensors(self, role: str) -> dict[str, Tensor]:
+        """Adapter weights and fully trained modules of `role`, by name without the adapter's."""
         adapter = DEFAULT_ADAPTER if role == STUDENT else role
         marker = f".{adapter}."
         found: dict[str, Tensor] = {}
@@ -119,19 +125,19 @@ class AdapterRoles(Roles):
 
     @contextmanager
     def _switch(self, role: str) -> Iterator[None]:
-        # PEFT's own set_adapter() would toggle requires_grad on every call; only the routing has to change here.
+        # PEFT's own set_adapter() would toggle requires_grad; only the routing has to change here.
         modules = _adapter_modules(self.policy)
-        before = [(m._active_adapter, m._disable_adapters) for m in modules]  # noqa: SLF001
+        before = [(m._active_adapter, m._disable_adapters) for m in modules]
         try:
             for module in modules:
                 if role == TEACHER:
-                    module._disable_adapters = True  # noqa: SLF001
+                    module._disable_adapters = True
                 else:
-                    module._active_adapter = [role]  # noqa: SLF001
+                    module._active_adapter = [role]
             yield
         finally:
             for module, (active, disabled) in zip(modules, before, strict=True):
-                module._active_adapter, module._disable_adapters = active, disabled  # noqa: SLF001
+                module._active_adapter, module._disable_adapters = active, disabled
 
 
 class TensorRoles(Roles):
@@ -143,15 +149,18 @@ class TensorRoles(Roles):
 
     @property
     def available(self) -> frozenset[str]:
+        """Student and every set that was added or loaded."""
         return frozenset({STUDENT, *self._sets})
 
     def add(self, role: str) -> None:
+        """Adds a float32 copy of the trained tensors as they are now."""
         if role not in self._sets:
             trained = self.tensors(STUDENT)
             # float32: one EMA step is below the resolution of bfloat16.
             self._sets[role] = {name: p.detach().float().clone() for name, p in trained.items()}
 
     def tensors(self, role: str) -> dict[str, Tensor]:
+        """The trained parameters, or the set kept for `role`."""
         if role != STUDENT:
             return self._sets[role]
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
 
+# LeRobot looks processor steps up by name; importing the module registers ours.
+from ofp_vla.policies.pi05_ofp.processor_pi05_ofp import TravellingTokenizerStep
+
 if TYPE_CHECKING:
     from ofp_vla.policies.checkpoint import LoadedPolicy
 
-__all__ = ["PI05OFPConfig", "load_policy"]
+__all__ = ["PI05OFPConfig", "TravellingTokenizerStep", "load_policy"]
 
 
 def load_policy(checkpoint: str, **overrides: Any) -> LoadedPolicy:

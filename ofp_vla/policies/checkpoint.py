@@ -63,7 +63,9 @@ def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overri
         adapter = PeftConfig.from_pretrained(source, revision=revision)
         base = adapter.base_model_name_or_path
         if not base:
-            raise CheckpointError(f"adapter {source!r} does not name its base (base_model_name_or_path is empty)")
+            raise CheckpointError(
+                f"adapter {source!r} does not name its base (base_model_name_or_path is empty)"
+            )
         policy = PI05OFPPolicy.from_pretrained(base, config=config, revision=adapter.revision)
         PeftModel.from_pretrained(policy, source, config=adapter, revision=revision)
     else:

@@ -1,13 +1,17 @@
-"""The last gate before a robot: no NaN, no infinity and no action beyond the limits leaves the policy silently."""
+"""The last gate before a robot: no NaN and nothing beyond the limits leaves the policy silently."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from lerobot.configs.types import NormalizationMode
 from torch import Tensor
 
 from ofp_vla.errors import NonFiniteActionError
+from ofp_vla.policies.normalization import normalization_line
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ class ActionGuard:
             if self.clipped == 0:
                 dimensions = changed.nonzero().flatten().tolist()
                 logger.warning(
-                    "%d predicted action values were outside the limits and were clipped (dimensions %s); later "
+                    "%d predicted action values beyond the limits were clipped (dimensions %s); later "
                     "ones are counted without a message",
                     count,
                     dimensions,
@@ -62,13 +66,18 @@ class ActionGuard:
         return torch.cat([inside, actions[..., size:]], dim=-1)
 
 
-def limits_from_stats(stats: dict) -> tuple[list[float], list[float]] | None:
-    """The dataset's smallest and largest action in quantile-normalised units, or None without the statistics."""
-    action = stats.get("action", {})
-    if not all(key in action for key in ("min", "max", "q01", "q99")):
+def limits_from_stats(
+    action: Mapping[str, Any], mode: NormalizationMode | str
+) -> tuple[list[float], list[float]] | None:
+    """The dataset's smallest and largest action in normalised units, or None without statistics.
+
+    Args:
+        action: statistics of the actions by name.
+        mode: how the policy normalises actions.
+    """
+    line = normalization_line(action, mode)
+    if line is None or not {"min", "max"} <= action.keys():
         return None
-    low, high, q01, q99 = (torch.as_tensor(action[k]).float().flatten() for k in ("min", "max", "q01", "q99"))
-    # The same guard against an empty range as LeRobot's normaliser.
-    width = torch.where(q99 == q01, torch.full_like(q99, 1e-8), q99 - q01)
-    scaled = [(x - q01) * 2 / width - 1 for x in (low, high)]
-    return scaled[0].tolist(), scaled[1].tolist()
+    slope, offset = line
+    low, high = (slope * torch.as_tensor(action[k]).float().flatten() + offset for k in ("min", "max"))
+    return low.tolist(), high.tolist()

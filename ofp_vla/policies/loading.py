@@ -44,11 +44,15 @@ class CheckpointFiles:
             return Path(hf_hub_download(repo_id=self.source, filename=name, **self._hub))
         except LocalEntryNotFoundError as error:
             raise CheckpointError(
-                f"checkpoint {self.source!r} is neither a folder nor in the local Hub cache, and the Hub was not "
+                f"checkpoint {self.source!r} is neither a folder nor in the Hub cache, and the Hub was not "
                 f"reached; check the name, HF_HUB_OFFLINE and the network"
             ) from error
         except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code == 404 and "Entry" in type(error).__name__:
+            if (
+                error.response is not None
+                and error.response.status_code == 404
+                and "Entry" in type(error).__name__
+            ):
                 return None
             raise CheckpointError(f"checkpoint {self.source!r}: {str(error).splitlines()[0]}") from error
         except HFValidationError as error:
@@ -71,7 +75,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is corrupt or truncated ({error}); download or write it again") from error
+        raise CheckpointError(
+            f"{path} is corrupt or truncated ({error}); download or write it again"
+        ) from error
 
 
 def read_weights(files: CheckpointFiles) -> dict[str, Tensor]:
@@ -90,8 +96,10 @@ def read_weights(files: CheckpointFiles) -> dict[str, Tensor]:
     return weights
 
 
-def load_strictly(module: nn.Module, weights: dict[str, Tensor], source: str, new: Iterable[str] = ()) -> list[str]:
-    """Copies `weights` into `module`; keys that contain one of `new` may be absent, as long as all of them are.
+def load_strictly(
+    module: nn.Module, weights: dict[str, Tensor], source: str, new: Iterable[str] = ()
+) -> list[str]:
+    """Copies `weights` into `module`; keys that contain one of `new` may be absent if all are.
 
     Returns:
         The keys that were absent and keep their initial value.
@@ -113,7 +121,11 @@ def load_strictly(module: nn.Module, weights: dict[str, Tensor], source: str, ne
     else:
         fresh = []
     found = [("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)]
-    problems = [f"{len(keys)} {what}: {', '.join(keys[:6])}" + (" ..." if len(keys) > 6 else "") for what, keys in found if keys]
+    problems = [
+        f"{len(keys)} {what}: {', '.join(keys[:6])}" + (" ..." if len(keys) > 6 else "")
+        for what, keys in found
+        if keys
+    ]
     if problems:
         raise CheckpointError(f"checkpoint {source!r} does not match the model; " + "; ".join(problems))
     module.load_state_dict(weights, strict=not fresh)

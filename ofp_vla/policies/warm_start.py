@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ofp_vla.core.sampling import shift_and_pad
@@ -21,12 +21,33 @@ class LastChunk:
         """The part not yet executed, its last action repeated to the full horizon: (B, H, D)."""
         return shift_and_pad(self.chunk, executed)
 
+    def continued(
+        self, executed: int, state: Tensor | None, scale: Tensor | None, *, relative: bool
+    ) -> Tensor | None:
+        """The same part as actions from `state` on, (B, H, D): where the next chunk may start.
+
+        Args:
+            executed: actions carried out since, in [0, H].
+            state: (B, S) normalised state now.
+            scale: as `rebase` takes it; read for relative actions only.
+            relative: whether actions are relative to the state that they were predicted from.
+
+        Returns:
+            The chunk, or None where relative actions cannot be re-expressed: no state or no scale.
+        """
+        chunk = self.shifted(executed)
+        if not relative:
+            return chunk
+        if scale is None or self.state is None or state is None:
+            return None
+        return rebase(chunk, self.state, state, scale)
+
 
 def rebase(actions: Tensor, old_state: Tensor, new_state: Tensor, scale: Tensor) -> Tensor:
     """Re-expresses normalised actions relative to `old_state` as relative to `new_state`.
 
-    A relative action is an absolute one minus the state, so it changes by (old - new); `scale` carries a normalised
-    state difference to a normalised action difference and is 0 on dimensions that are absolute.
+    A relative action is an absolute one minus the state, so it changes by (old - new); `scale` carries a
+    normalised state difference to a normalised action difference and is 0 on dimensions that are absolute.
 
     Args:
         actions: (B, H, D) or (B, D).
@@ -35,7 +56,7 @@ def rebase(actions: Tensor, old_state: Tensor, new_state: Tensor, scale: Tensor)
         scale: (A,), A <= D.
     """
     size = scale.shape[0]
-    shift = (old_state[:, :size] - new_state[:, :size]) * scale
+    shift = (old_state[:, :size] - new_state[:, :size]) * scale.to(old_state)
     if actions.ndim == 3:
         shift = shift[:, None]
     moved = actions.clone()
@@ -43,18 +64,23 @@ def rebase(actions: Tensor, old_state: Tensor, new_state: Tensor, scale: Tensor)
     return moved
 
 
-def relative_scale(stats: dict[str, dict], action_names: list[str] | None, excluded: list[str]) -> list[float] | None:
-    """`scale` of `rebase` from dataset statistics: state range over action range, 0 where a joint stays absolute.
+def relative_scale(
+    state: tuple[Tensor, Tensor],
+    action: tuple[Tensor, Tensor],
+    action_names: Sequence[str] | None,
+    excluded: Sequence[str],
+) -> list[float]:
+    """`scale` of `rebase`: slope of the actions' normalisation over the states', 0 where absolute.
 
-    Returns None where quantiles of state or action are missing.
+    Args:
+        state: slope and offset of the states, see `ofp_vla.policies.normalization`.
+        action: slope and offset of the actions.
+        action_names: joint names of the actions.
+        excluded: a joint whose name contains one of these words stays absolute.
     """
-    state, action = stats.get("observation.state", {}), stats.get("action", {})
-    if not all(q in s for q in ("q01", "q99") for s in (state, action)):
-        return None
-    ranges = [torch.as_tensor(s["q99"]) - torch.as_tensor(s["q01"]) for s in (state, action)]
-    size = min(len(r) for r in ranges)
-    scale = (ranges[0][:size] / ranges[1][:size].clamp(min=1e-8)).float()
+    size = min(len(state[0]), len(action[0]))
+    scale = action[0][:size] / state[0][:size]
     for index, name in enumerate((action_names or [])[:size]):
-        if any(token.lower() in name.lower() for token in excluded if token):
+        if any(word.lower() in name.lower() for word in excluded if word):
             scale[index] = 0.0
     return scale.tolist()

@@ -1,1 +1,1 @@
-"""How the shipped tiny base was made: demonstrations in memory, plain flow matching, an auxiliary grounding loss."""
+"""How the shipped tiny base was made: plain flow matching with an auxiliary grounding loss."""

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ofp_vla.demonstrations import demonstrate
+from robotwin_eval.sim.aloha import AlohaSuite
 
 CAMERA = "cam_high"
 
@@ -57,18 +58,16 @@ class Frames:
 
 
 def _kept_frames(length: int, horizon: int, rng: np.random.Generator) -> list[int]:
-    """The starts of the chunks that whole-chunk execution visits, and one frame in between for each two of them."""
+    """Starts of the chunks of whole-chunk execution, and half as many frames in between."""
     starts = list(range(0, length, horizon))
     extra = rng.integers(1, length, size=(len(starts) + 1) // 2).tolist()
     return sorted({*starts, *extra})
 
 
-_SUITES: dict[int, object] = {}
+_SUITES: dict[int, AlohaSuite] = {}
 
 
-def _suite(size: int):
-    from robotwin_eval.sim.aloha import AlohaSuite
-
+def _suite(size: int) -> AlohaSuite:
     if size not in _SUITES:
         _SUITES[size] = AlohaSuite(image_size=size)
     return _SUITES[size]
@@ -78,11 +77,11 @@ def _episode_frames(job: tuple[str, int, int, int, int]) -> Frames | None:
     task, index, seed, horizon, size = job
     sim = _suite(size)
     rng = np.random.default_rng([seed, 7])
-    length = len(sim.expert(task, seed).actions)  # type: ignore[attr-defined]
+    length = len(sim.plan(task, seed).actions)
     if length == 0:
         return None
     keep = _kept_frames(length, horizon, rng)
-    episode = demonstrate(sim, task, seed, cameras=(CAMERA,), frames=keep)  # type: ignore[arg-type]
+    episode = demonstrate(sim, task, seed, cameras=(CAMERA,), frames=keep)
     if episode is None:
         return None
     rows = np.minimum(np.array(keep)[:, None] + np.arange(horizon), length - 1)
@@ -97,13 +96,25 @@ def _episode_frames(job: tuple[str, int, int, int, int]) -> Frames | None:
 
 
 def make_frames(
-    tasks: Sequence[str], episodes: int, *, horizon: int, image_size: int = 64, workers: int = 2, first_seed: int = 0
+    tasks: Sequence[str],
+    episodes: int,
+    *,
+    horizon: int,
+    image_size: int = 64,
+    workers: int = 2,
+    first_seed: int = 0,
 ) -> Frames:
     """Renders `episodes` demonstrations of each task in `workers` processes."""
     jobs = [
-        (task, index, first_seed + k, horizon, image_size) for k in range(episodes) for index, task in enumerate(tasks)
+        (task, index, first_seed + k, horizon, image_size)
+        for k in range(episodes)
+        for index, task in enumerate(tasks)
     ]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         results = pool.imap_unordered(_episode_frames, jobs, chunksize=8)
-        parts = [part for part in tqdm(results, total=len(jobs), desc="rendering", disable=None) if part is not None]
+        parts = [
+            part
+            for part in tqdm(results, total=len(jobs), desc="rendering", disable=None)
+            if part is not None
+        ]
     return Frames.join(parts)

@@ -71,6 +71,10 @@ class Simulator(Protocol):
         """Starts an episode; renders nothing."""
         ...
 
+    def plan(self, task: str, seed: int, mode: str | None = None) -> Demonstration:
+        """Resets to (task, seed) and gives the scripted expert's actions without running them."""
+        ...
+
     def expert(self, task: str, seed: int, mode: str | None = None) -> Demonstration:
         """Resets to (task, seed) and runs the scripted expert; ``mode=None`` draws the mode from the seed."""
         ...

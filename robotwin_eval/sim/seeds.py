@@ -47,9 +47,7 @@ def demonstration_seed(index: int) -> int:
     return index
 
 
-def solvable_seeds(
-    sim: Simulator, task: str, count: int, start: int, *, max_failures: int = 1000
-) -> SeedWalk:
+def solvable_seeds(sim: Simulator, task: str, count: int, start: int, *, max_failures: int = 100) -> SeedWalk:
     """Walks up from ``start`` until ``count`` seeds are found that the scripted expert solves.
 
     An expert that raises counts as not solving the seed, as in RoboTwin; a walk that starts among the

@@ -58,7 +58,7 @@ class Recorded:
 
 
 class ConditionedLinear(nn.Module):
-    """u = W [z, t, r] + b, with a second bias where the condition is dropped; each entry of a chunk by itself."""
+    """u = W [z, t, r] + b, with a second bias where the condition is dropped; every entry by itself."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()

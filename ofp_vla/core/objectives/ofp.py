@@ -4,8 +4,8 @@
     consistency   || u(z_t, t, r) - sg[((m - t) v + (r - m) u_ema(z_m, m, r)) / (r - t)] ||^2,
                   z_m = z_t + (m - t) v
     guidance      || y - sg[y + g] ||^2,  y = u(z_t, t, 1),
-                  g = u_ema(z~, t', t' | o) - u_ema(z~, t', t' | null),  z~ = (1 - t') eps' + t' (z_t + (1 -
-                  t) y)
+                  g = u_ema(z~, t', t' | o) - u_ema(z~, t', t' | null),
+                  z~ = (1 - t') eps' + t' (z_t + (1 - t) y)
     endpoint      || u(z_t, t, 1) - sg[(Phi(z_t) - z_t) / (1 - t)] ||^2,
                   Phi: Euler steps of a role's u(z, t, t)
 
@@ -86,7 +86,7 @@ class OFP:
 
         answers = [u.float() for u in fields["student"]([draw.query for draw in draws])]
         with torch.no_grad():
-            targets = self._targets(fields, draws, [u.detach() for u in answers])
+            targets = self._targets(fields, draws, answers)
 
         terms = {term: torch.zeros_like(draws[0].m) for term in c.shares}
         for draw, answer, target in zip(draws, answers, targets, strict=True):

@@ -1,4 +1,4 @@
-"""Configuration of the one-step π0.5 policy: LeRobot's `PI05Config` plus what turns it into an interval policy."""
+"""Configuration of the one-step π0.5 policy: LeRobot's `PI05Config` and what an interval policy adds."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ ARCHITECTURES = ("full", "tiny", "small")
 INFERENCE_ROLES = ("student", "ema")
 
 
+# Attribute that a trained parameter has until the schedule is built: the configuration of its policy.
+POLICY_CONFIG = "_ofp_policy_config"
+
+
 @LRSchedulerConfig.register_subclass("ofp_cosine")
 @dataclass
 class ProgressCosineSchedulerConfig(CosineDecayWithWarmupSchedulerConfig):
     """LeRobot's cosine decay, which also tells the policy how many steps the run has.
 
-    LeRobot's trainer hands the number of steps to the scheduler and to nothing else; the objective's schedules
-    need it too.
+    LeRobot's trainer hands the number of steps to the scheduler and to nothing else; the objective's
+    schedules
+    need it too. On resume the trainer reads this object from the checkpoint, so the optimiser's parameters
+    are the only way from here to the policy.
     """
 
-    def __post_init__(self) -> None:
-        self._policy_config: PI05OFPConfig | None = None
-
-    def report_to(self, policy_config: PI05OFPConfig) -> ProgressCosineSchedulerConfig:
-        """Sets `policy_config.total_steps` when the trainer builds the schedule."""
-        self._policy_config = policy_config
-        return self
-
     def build(self, optimizer: Optimizer, num_training_steps: int) -> LambdaLR:
-        if self._policy_config is not None:
-            self._policy_config.total_steps = num_training_steps
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                config = parameter.__dict__.pop(POLICY_CONFIG, None)
+                if config is not None:
+                    config.total_steps = num_training_steps
         return super().build(optimizer, num_training_steps)
 
 
@@ -62,12 +63,15 @@ class PI05OFPConfig(PI05Config):
         ema_decay: upper limit of the EMA's decay; it starts lower so that it fits short runs.
         ema_half_life: optional cap, as a share of the run.
         interval_lr_scale: learning rate of the interval head relative to the rest; it starts at zero.
-        train_on_padding: count the repeated last action behind the end of an episode as a target, as π0.5 does.
+        train_on_padding: count the repeated last action behind the end of an episode as a target, as π0.5
+            does.
         allow_missing_cameras: act without a camera that the checkpoint names (it is masked, as LeRobot does).
-        action_low: lowest action allowed out of the policy per dimension, in normalised units; None learns it.
+        action_low: lowest action allowed out of the policy per dimension, in normalised units; None learns
+            it.
         action_high: highest action, likewise. Both are set from the dataset's min and max in training.
         action_margin: how far beyond the dataset's range an action may go, as a share of that range.
-        rebase_scale: factor from a state difference to an action difference, both normalised; set in training.
+        rebase_scale: factor from a state difference to an action difference, both normalised; set in
+            training.
         trained_steps: optimiser steps done; kept here so that a resumed run continues its schedules.
         total_steps: optimiser steps of the run; LeRobot's trainer sets it through the scheduler preset.
     """
@@ -80,7 +84,7 @@ class PI05OFPConfig(PI05Config):
     flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
 
     sampler: str = "interval"
-    num_inference_steps: int | None = None  # type: ignore[assignment]
+    num_inference_steps: int | None = None
     warm_start: bool = True
     warm_start_time: float = 0.15
     inference_role: str = "student"
@@ -112,9 +116,13 @@ class PI05OFPConfig(PI05Config):
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"policy.{name}: must be one of {list(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"policy.{name}: must be one of {list(allowed)}, got {getattr(self, name)!r}"
+                )
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise ValueError(f"policy.num_inference_steps: must be at least 1, got {self.num_inference_steps}")
+            raise ValueError(
+                f"policy.num_inference_steps: must be at least 1, got {self.num_inference_steps}"
+            )
         if not 0 <= self.warm_start_time < 1:
             raise ValueError(f"policy.warm_start_time: must be in [0, 1), got {self.warm_start_time}")
         if self.interval_lr_scale <= 0:
@@ -138,11 +146,11 @@ class PI05OFPConfig(PI05Config):
         return min(self.trained_steps / self.total_steps, 1.0)
 
     def get_scheduler_preset(self) -> Any:
-        """Cosine decay with warm-up; asking for it marks the start of a new run (LeRobot keeps it on resume)."""
+        """Cosine decay with warm-up. Asked for at the start of a run only, so it resets the step count."""
         self.trained_steps = 0
         return ProgressCosineSchedulerConfig(
             peak_lr=self.optimizer_lr,
             decay_lr=self.scheduler_decay_lr,
             num_warmup_steps=self.scheduler_warmup_steps,
             num_decay_steps=self.scheduler_decay_steps,
-        ).report_to(self)
+        )

@@ -1,4 +1,4 @@
-"""The one-step π0.5 policy: LeRobot's `PI05Policy` with an interval head, a one-step objective and warm starts."""
+"""The one-step π0.5 policy: LeRobot's `PI05Policy`, an interval head, OFP and warm starts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lerobot.configs import PreTrainedConfig
+from lerobot.configs.types import NormalizationMode
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -36,7 +37,8 @@ from ofp_vla.policies.loading import (
     read_weights,
     write_tensors,
 )
-from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
+from ofp_vla.policies.normalization import normalization_line
+from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import POLICY_CONFIG, PI05OFPConfig
 from ofp_vla.policies.warm_start import LastChunk, rebase, relative_scale
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,11 @@ class PI05OFPPolicy(PI05Policy):
     name = "pi05_ofp"
 
     def __init__(
-        self, config: PI05OFPConfig, dataset_stats: dict[str, Any] | None = None, dataset_meta: Any = None, **_: Any
+        self,
+        config: PI05OFPConfig,
+        dataset_stats: dict[str, Any] | None = None,
+        dataset_meta: Any = None,
+        **_: Any,
     ) -> None:
         PreTrainedPolicy.__init__(self, config)
         config.validate_features()
@@ -70,16 +76,19 @@ class PI05OFPPolicy(PI05Policy):
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.to(config.device)
-        self.objective = FlowMatching(config.flow_matching) if config.objective == "flow_matching" else OFP(config.ofp)
+        self.objective = (
+            FlowMatching(config.flow_matching) if config.objective == "flow_matching" else OFP(config.ofp)
+        )
         self._host: Pi05Host | None = None
         self._guard = ActionGuard(config.action_low, config.action_high, config.action_margin)
         self._ema_distance = 0.0
         self.reset()
 
-    # ---- weights ---------------------------------------------------------------------------------------------
+    # ---- weights
+    # ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_name_or_path: str | Path,
         *,
@@ -121,18 +130,24 @@ class PI05OFPPolicy(PI05Policy):
             bare = self._fix_pytorch_state_dict_keys(bare, self.config)
         head = load_strictly(self, {f"model.{k}": v for k, v in bare.items()}, source, new=(HEAD,))
         if head:
-            logger.info("%s has no interval head; it starts at zero, so the policy equals the original", source)
+            logger.info(
+                "%s has no interval head; it starts at zero, so the policy equals the original", source
+            )
 
     def _load_tensor_roles(self, files: CheckpointFiles) -> None:
         """Restores whole-tensor roles (`ema.safetensors`, `teacher.safetensors`) saved beside the weights."""
-        if self.config.trained_steps == 0 and self.config.inference_role == STUDENT:
+        # Under an adapter these files are the base's, and the adapter has roles of its own.
+        if self.config.use_peft or (self.config.trained_steps == 0 and self.config.inference_role == STUDENT):
             return
         for role in (EMA, "teacher"):
             path = files.get(f"{role}.safetensors")
             if path is not None:
                 roles = self.host.roles
                 if isinstance(roles, TensorRoles):
-                    roles.load(role, read_tensors(path))
+                    try:
+                        roles.load(role, read_tensors(path))
+                    except ValueError as error:
+                        raise CheckpointError(f"{path}: {error}") from error
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save_pretrained(save_directory, state_dict=state_dict)
@@ -151,14 +166,17 @@ class PI05OFPPolicy(PI05Policy):
         """Every linear layer of the action expert and the time MLP by LoRA; the new interval head in full."""
         return {"target_modules": EXPERT_LINEARS, "modules_to_save": ["interval_head"], "lora_alpha": 32}
 
-    # ---- training --------------------------------------------------------------------------------------------
+    # ---- training
+    # --------------------------------------------------------------------------------------------
 
-    def get_optim_params(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Trained parameters in two groups, the interval head with its own learning rate; makes the weight roles."""
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """Trained parameters, the interval head in a group of its own; makes the weight roles."""
         self._prepare_roles()
         named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
         head = [p for n, p in named if HEAD in n]
         rest = [p for n, p in named if HEAD not in n]
+        for _, parameter in named:
+            setattr(parameter, POLICY_CONFIG, self.config)
         lr = self.config.optimizer_lr
         groups = [{"params": rest}, {"params": head, "lr": lr * self.config.interval_lr_scale}]
         return [g for g in groups if g["params"]]
@@ -169,7 +187,9 @@ class PI05OFPPolicy(PI05Policy):
             roles.add(role)
             saved = self.config.pretrained_path
             if self.config.trained_steps and saved and isinstance(roles, AdapterRoles):
-                _restore_adapter(roles, role, CheckpointFiles(saved, revision=self.config.pretrained_revision))
+                _restore_adapter(
+                    roles, role, CheckpointFiles(saved, revision=self.config.pretrained_revision)
+                )
         return roles
 
     def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
@@ -206,6 +226,13 @@ class PI05OFPPolicy(PI05Policy):
         config.trained_steps += 1
 
     def _chunk(self, batch: dict[str, Tensor]) -> ActionChunk:
+        expected = (self.config.chunk_size, self._action_size)
+        if tuple(batch[ACTION].shape[1:]) != expected:
+            raise DataError(
+                f"{ACTION!r} has shape {tuple(batch[ACTION].shape)}, the policy needs (batch, chunk_size="
+                f"{expected[0]}, action dimensions={expected[1]}); train on a dataset with these or change "
+                f"the policy's output_features and chunk_size"
+            )
         actions = self.prepare_action(batch)
         valid = torch.ones_like(actions, dtype=torch.bool)
         valid[..., batch[ACTION].shape[-1] :] = False
@@ -214,14 +241,15 @@ class PI05OFPPolicy(PI05Policy):
             valid &= ~padding.bool()[..., None]
         return ActionChunk(actions, valid)
 
-    # ---- observation -----------------------------------------------------------------------------------------
+    # ---- observation
+    # -----------------------------------------------------------------------------------------
 
     def _observation(self, batch: dict[str, Tensor]) -> Observation:
         missing = [k for k in self.config.image_features if k not in batch and EMPTY_CAMERA not in k]
         if missing and not self.config.allow_missing_cameras:
             have = sorted(k for k in batch if k.startswith("observation.images"))
             raise DataError(
-                f"the checkpoint needs cameras {missing} but the batch has {have}; rename them with --rename_map, "
+                f"the checkpoint needs cameras {missing}, the batch has {have}; rename them with --rename_map, "
                 f"or set --policy.allow_missing_cameras=true to act without"
             )
         present = [k for k in self.config.image_features if k in batch]
@@ -230,7 +258,8 @@ class PI05OFPPolicy(PI05Policy):
             tuple(images[: len(present)]), batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
         )
 
-    # ---- acting ----------------------------------------------------------------------------------------------
+    # ---- acting
+    # ----------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forgets the queued actions and the last chunk; call it when an episode starts."""
@@ -239,7 +268,7 @@ class PI05OFPPolicy(PI05Policy):
         self._last: LastChunk | None = None
 
     @torch.no_grad()
-    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
         """Next action (B, A) in normalised units; predicts a chunk when the queue is empty."""
         self.eval()
         if not self._action_queue:
@@ -247,14 +276,15 @@ class PI05OFPPolicy(PI05Policy):
             self._action_queue.extend(actions.transpose(0, 1))
             self._queue_state = batch.get(OBS_STATE)
         action = self._action_queue.popleft()
-        scale = self._relative_scale()
+        scale = self.relative_scale()
         if scale is not None and self._queue_state is not None and OBS_STATE in batch:
-            # The post-processor adds the state of this step, the chunk is relative to the state of its prediction.
+            # The post-processor adds the state of this step, the chunk is relative to the state of its
+            # prediction.
             action = rebase(action, self._queue_state, batch[OBS_STATE], scale)
         return action
 
     @torch.no_grad()
-    def predict_action_chunk(  # type: ignore[override]
+    def predict_action_chunk(
         self,
         batch: dict[str, Tensor],
         *,
@@ -269,7 +299,8 @@ class PI05OFPPolicy(PI05Policy):
             batch: a preprocessed observation batch.
             noise: (B, H, max_action_dim) start; drawn where None.
             num_steps: network evaluations; `config.inference_steps` where None.
-            executed: actions of the last chunk executed since, for the warm start; `n_action_steps` where None.
+            executed: actions of the last chunk executed since, for the warm start; `n_action_steps` where
+                None.
             **kwargs: real-time-chunking arguments, which need LeRobot's own sampler.
 
         Raises:
@@ -292,6 +323,7 @@ class PI05OFPPolicy(PI05Policy):
         num_steps: int | None = None,
         warm: Tensor | None = None,
         warm_rows: Tensor | None = None,
+        sampler: str | None = None,
     ) -> Tensor:
         """Samples chunks (B, H, max_action_dim); keeps no state.
 
@@ -301,8 +333,11 @@ class PI05OFPPolicy(PI05Policy):
             num_steps: network evaluations; `config.inference_steps` where None.
             warm: (B, H, max_action_dim) chunk to start near, aligned with this chunk's time.
             warm_rows: (B,) bool, which rows use `warm`; all of them where None.
+            sampler: "interval" or "host"; `config.sampler` where None.
         """
         config = self.config
+        # A state that is no number would become an ordinary word of the prompt.
+        _refuse_nonfinite({key: batch[key] for key in (OBS_STATE,) if key in batch})
         observation = self._observation(batch)
         rows, device = observation.tokens.shape[0], observation.tokens.device
         shape = (rows, config.chunk_size, config.max_action_dim)
@@ -317,9 +352,13 @@ class PI05OFPPolicy(PI05Policy):
             z = interpolate(z, warm.to(z), start)
         role = config.inference_role if config.inference_role in self._inference_roles() else STUDENT
         field = self.host.bind(observation, role)
-        diagonal = config.sampler == "host"
-        chunk = integrate(field, [z], [start], steps=num_steps or config.inference_steps, diagonal=diagonal)[0]
-        return torch.cat([self._guard(chunk[..., : self._action_size]), chunk[..., self._action_size :]], dim=-1)
+        diagonal = (sampler or config.sampler) == "host"
+        chunk = integrate(field, [z], [start], steps=num_steps or config.inference_steps, diagonal=diagonal)[
+            0
+        ]
+        return torch.cat(
+            [self._guard(chunk[..., : self._action_size]), chunk[..., self._action_size :]], dim=-1
+        )
 
     def _inference_roles(self) -> frozenset[str]:
         roles = self.host.roles
@@ -327,26 +366,33 @@ class PI05OFPPolicy(PI05Policy):
         if wanted not in roles.available:
             saved = self.config.pretrained_path
             if not isinstance(roles, AdapterRoles) or saved is None:
-                raise CheckpointError(f"policy.inference_role={wanted!r}, but the checkpoint has no such weights")
+                raise CheckpointError(
+                    f"policy.inference_role={wanted!r}, but the checkpoint has no such weights"
+                )
             roles.add(wanted)
             _restore_adapter(roles, wanted, CheckpointFiles(saved, revision=self.config.pretrained_revision))
         return roles.available
 
-    def _stock_chunk(self, batch: dict[str, Tensor], noise: Tensor | None, steps: int | None, **kwargs: Any) -> Tensor:
+    def _stock_chunk(
+        self, batch: dict[str, Tensor], noise: Tensor | None, steps: int | None, **kwargs: Any
+    ) -> Tensor:
         """LeRobot's own many-step sampler, for real-time chunking."""
         if self.config.sampler != "host":
             raise DataError("real-time chunking guides many small steps; set --policy.sampler=host")
         images, masks = self._preprocess_images(batch)
         tokens, token_mask = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
         steps = steps or self.config.inference_steps
-        chunk = self.model.sample_actions(images, masks, tokens, token_mask, noise=noise, num_steps=steps, **kwargs)
+        chunk = self.model.sample_actions(
+            images, masks, tokens, token_mask, noise=noise, num_steps=steps, **kwargs
+        )
         return self._guard(chunk[..., : self._action_size])
 
     @property
     def _action_size(self) -> int:
         return self.config.output_features[ACTION].shape[0]
 
-    def _relative_scale(self) -> Tensor | None:
+    def relative_scale(self) -> Tensor | None:
+        """`scale` of `warm_start.rebase`; None where actions are absolute or statistics unknown."""
         scale = self.config.rebase_scale
         return torch.tensor(scale) if self.config.use_relative_actions and scale is not None else None
 
@@ -354,41 +400,46 @@ class PI05OFPPolicy(PI05Policy):
         last, state = self._last, batch.get(OBS_STATE)
         if not self.config.warm_start or last is None or len(last.chunk) != len(batch[OBS_LANGUAGE_TOKENS]):
             return None
-        chunk = last.shifted(min(executed, self.config.chunk_size))
-        if not self.config.use_relative_actions:
-            return chunk
-        scale = self._relative_scale()
-        if scale is None or last.state is None or state is None:
-            return None
-        return rebase(chunk, last.state, state, scale)
+        relative = self.config.use_relative_actions
+        return last.continued(
+            min(executed, self.config.chunk_size), state, self.relative_scale(), relative=relative
+        )
 
 
 def adopt_statistics(config: PI05OFPConfig, stats: dict[str, Any]) -> None:
-    """Takes what acting needs from the dataset's statistics into the config, which travels with the checkpoint.
+    """Takes what acting needs from the dataset's statistics into the config, which is saved.
 
     Raises:
         DataError: Quantile normalisation is asked for and the dataset has no q01/q99.
     """
+    lines = {}
     for key, kind in ((OBS_STATE, "STATE"), (ACTION, "ACTION")):
-        mode = str(getattr(config.normalization_mapping.get(kind), "value", ""))
+        mode = config.normalization_mapping.get(kind, NormalizationMode.IDENTITY)
+        lines[key] = normalization_line(stats.get(key, {}), mode)
         lacking = [q for q in ("q01", "q99") if q not in stats.get(key, {})]
-        if mode == "QUANTILES" and key in stats and lacking:
+        if mode == NormalizationMode.QUANTILES and key in stats and lacking:
             raise DataError(
                 f"dataset statistics of {key!r} lack {lacking}, which QUANTILES normalisation needs; run "
                 f"python -m lerobot.scripts.augment_dataset_quantile_stats --repo-id=<dataset>"
             )
-    limits = limits_from_stats(stats)
+    mode = config.normalization_mapping.get("ACTION", NormalizationMode.IDENTITY)
+    limits = limits_from_stats(stats.get(ACTION, {}), mode)
     if limits is not None:
         config.action_low, config.action_high = limits
-    if config.use_relative_actions:
-        config.rebase_scale = relative_scale(stats, config.action_feature_names, config.relative_exclude_joints)
+    state, action = lines[OBS_STATE], lines[ACTION]
+    if config.use_relative_actions and state is not None and action is not None:
+        config.rebase_scale = relative_scale(
+            state, action, config.action_feature_names, config.relative_exclude_joints
+        )
 
 
 def _as_ofp_config(config: PreTrainedConfig, source: str) -> PI05OFPConfig:
     if isinstance(config, PI05OFPConfig):
         return config
     if not isinstance(config, PI05Config):
-        raise CheckpointError(f"checkpoint {source!r} is a {config.type!r} policy; pi05_ofp loads pi05 and pi05_ofp")
+        raise CheckpointError(
+            f"checkpoint {source!r} is a {config.type!r} policy; pi05_ofp loads pi05 and pi05_ofp"
+        )
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(PI05Config) if f.init}
     values["num_inference_steps"] = None
     return PI05OFPConfig(**values)
@@ -402,7 +453,9 @@ def _restore_adapter(roles: AdapterRoles, role: str, files: CheckpointFiles) -> 
     strip = {k.replace(".modules_to_save.", "."): k for k in target}
     missing, unexpected = sorted(strip.keys() - found.keys()), sorted(found.keys() - strip.keys())
     if missing or unexpected:
-        raise CheckpointError(f"{role} adapter in {files.source!r}: missing {missing[:6]}, unexpected {unexpected[:6]}")
+        raise CheckpointError(
+            f"{role} adapter in {files.source!r}: missing {missing[:6]}, unexpected {unexpected[:6]}"
+        )
     with torch.no_grad():
         for name, key in strip.items():
             target[key].copy_(found[name])
@@ -419,5 +472,9 @@ def _refuse_nonfinite(batch: dict[str, Any]) -> None:
             rows = bad.nonzero().flatten()
             where = f"batch rows {rows.tolist()}"
             if isinstance(batch.get("index"), Tensor):
-                where += f", dataset indices {batch['index'].flatten()[rows.to(batch['index'].device)].tolist()}"
-            raise DataError(f"{key!r} holds NaN or infinity in {where}; the step was refused. Repair these frames")
+                where += (
+                    f", dataset indices {batch['index'].flatten()[rows.to(batch['index'].device)].tolist()}"
+                )
+            raise DataError(
+                f"{key!r} holds NaN or infinity in {where}; the step was refused. Repair these frames"
+            )

@@ -1,4 +1,4 @@
-"""Pre- and post-processing of the one-step π0.5: LeRobot's π0.5 steps with a tokenizer that travels inside."""
+"""Processors of the one-step π0.5: LeRobot's steps with a tokenizer that travels inside."""
 
 from __future__ import annotations
 
@@ -44,14 +44,16 @@ class TravellingTokenizerStep(TokenizerProcessorStep):
 
     def _tokenize_text(self, text: str | list[str]) -> dict[str, torch.Tensor]:
         if self.input_tokenizer is None:
-            raise DataError("the checkpoint's tokenizer is missing: its policy_preprocessor state file was not loaded")
+            raise DataError(
+                "the checkpoint's tokenizer is missing: its policy_preprocessor state file was not loaded"
+            )
         texts = [text] if isinstance(text, str) else text
         lengths = [len(ids) for ids in self.input_tokenizer(texts)["input_ids"]]
         longest = int(np.argmax(lengths))
         if lengths[longest] > self.max_length:
             raise DataError(
-                f"prompt {longest} of the batch has {lengths[longest]} tokens, more than tokenizer_max_length="
-                f"{self.max_length}; raise --policy.tokenizer_max_length or shorten it: {texts[longest][:80]!r}"
+                f"prompt {longest} of the batch has {lengths[longest]} tokens, over tokenizer_max_length="
+                f"{self.max_length}; raise --policy.tokenizer_max_length or shorten {texts[longest][:80]!r}"
             )
         return super()._tokenize_text(text)
 
@@ -67,7 +69,9 @@ class TravellingTokenizerStep(TokenizerProcessorStep):
         """Rebuilds the tokenizer from `state_dict()`; needs no folder and no network."""
         missing = {"tokenizer_json", "pad_token"} - state.keys()
         if missing:
-            raise DataError(f"tokenizer state lacks {sorted(missing)}; the processor file is not of this version")
+            raise DataError(
+                f"tokenizer state lacks {sorted(missing)}; the processor file is not of this version"
+            )
         backend = Tokenizer.from_str(_from_bytes(state["tokenizer_json"]))
         backend.no_padding()
         backend.no_truncation()
@@ -76,6 +80,7 @@ class TravellingTokenizerStep(TokenizerProcessorStep):
         )
 
     def get_config(self) -> dict[str, Any]:
+        """Settings without the tokenizer's name, which the checkpoint does not need."""
         config = super().get_config()
         config.pop("tokenizer_name", None)
         return config
@@ -91,8 +96,11 @@ def _from_bytes(data: torch.Tensor) -> str:
 
 def make_pi05_ofp_pre_post_processors(
     config: PI05OFPConfig, dataset_stats: dict[str, dict[str, torch.Tensor]] | None = None
-) -> tuple[PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]]:
-    """Builds the two pipelines in π0.5's order: raw -> relative -> normalised -> prompt -> tokens, and back."""
+) -> tuple[
+    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
+    PolicyProcessorPipeline[PolicyAction, PolicyAction],
+]:
+    """Builds the pipelines in π0.5's order: raw -> relative -> normalised -> prompt -> tokens."""
     relative = RelativeActionsProcessorStep(
         enabled=config.use_relative_actions,
         exclude_joints=config.relative_exclude_joints,

@@ -30,6 +30,7 @@ def missing_backend_message(cause: object) -> str:
     """The error text for a machine on which no off-screen OpenGL context can be made."""
     return (
         f"cannot render off screen (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}): {cause}. "
-        "Install libegl1, libegl-mesa0 and libgl1-mesa-dri for MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa; set it "
-        "before mujoco is first imported"
+        "Install libegl1, libegl-mesa0 and libgl1-mesa-dri for MUJOCO_GL=egl, or libosmesa6 for "
+        "MUJOCO_GL=osmesa; "
+        "set it before mujoco is first imported"
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from robotwin_eval.sim.aloha.kinematics import ArmKinematics, grasp_rotation
 from robotwin_eval.sim.aloha.robot import SIDES
-from robotwin_eval.sim.aloha.task import Referee, Task, Waypoint, trajectory
+from robotwin_eval.sim.aloha.task import Referee, Task, Waypoint, arm_geoms, touches, trajectory
 
 HALF_LENGTH = 0.13
 # Narrow enough to leave 2 cm of play on both sides between open fingers, tall enough to be held 4 cm above
@@ -24,6 +24,8 @@ LIFT_HEIGHT = 0.16
 END_HEIGHT = 0.09
 MAX_TILT = np.radians(20)
 HOLD_SECONDS = 0.3
+# Contacts of a held object flicker; a gripper counts as holding for this many seconds after its last one.
+CONTACT_GAP = 0.1
 
 X_RANGE = (-0.05, 0.05)
 Y_RANGE = (0.44, 0.56)
@@ -104,11 +106,15 @@ class LiftBar(Task):
 
 
 class BarReferee(Referee):
-    """Success: both ends stay above a height and the bar level, without a break, for ``HOLD_SECONDS``."""
+    """Success: both grippers hold the bar level and high enough for ``HOLD_SECONDS`` without a break."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
         super().__init__()
         self._body = int(model.body("bar").id)
+        self._bar = frozenset([int(model.geom("bar").id)])
+        self._arms = {side: arm_geoms(model, side) for side in SIDES}
+        self._last_touch = dict.fromkeys(SIDES, -np.inf)
+        self._holding = 0
         self._since: float | None = None
         self._height = 0.0
         self._tilt = 0.0
@@ -119,7 +125,12 @@ class BarReferee(Referee):
         rise = HALF_LENGTH * abs(float(rotation[2, 0]))
         self._height = float(data.xpos[self._body, 2]) - rise
         self._tilt = float(np.arccos(np.clip(rotation[2, 2], -1.0, 1.0)))
-        if self._height < END_HEIGHT or self._tilt > MAX_TILT:
+        # A firm grip of one end would lift the light bar level too.
+        for side, arm in self._arms.items():
+            if touches(data, self._bar, arm):
+                self._last_touch[side] = float(data.time)
+        self._holding = sum(data.time - last <= CONTACT_GAP for last in self._last_touch.values())
+        if self._height < END_HEIGHT or self._tilt > MAX_TILT or self._holding < 2:
             self._since = None
             return
         if self._since is None:
@@ -132,5 +143,5 @@ class BarReferee(Referee):
         return (
             f"lower end at {100 * self._height:.1f} cm (needs {100 * END_HEIGHT:.0f} cm), "
             f"tilt {np.degrees(self._tilt):.0f} deg (at most {np.degrees(MAX_TILT):.0f}), "
-            f"to be held for {HOLD_SECONDS} s"
+            f"{self._holding} of 2 grippers on it, to be held for {HOLD_SECONDS} s"
         )

@@ -9,8 +9,9 @@ from robotwin_eval.sim.aloha.kinematics import ArmKinematics, grasp_rotation
 from robotwin_eval.sim.aloha.robot import SIDES, TIP_REACH
 from robotwin_eval.sim.aloha.task import Grippers, Referee, Task, Waypoint, arm_geoms, touches, trajectory
 
-# A tip that comes down 3 cm beside the centre must still press: small policies at 64 pixels end within 2-3 cm,
-# and the task is to choose an arm, not to aim. The closed fingers are 1.4 cm wide, so 3.5 cm leave a margin.
+# A tip that comes down 3 cm beside the centre must still press: small policies at 64 pixels end within
+# 2-3 cm, and the task is to choose an arm, not to aim. The closed fingers are 1.4 cm wide, so 3.5 cm leave a
+# margin.
 CAP_RADIUS = 0.035
 CAP_TOP = 0.075
 CAP_TRAVEL = 0.034
@@ -95,7 +96,7 @@ class PressButton(Task):
 
 
 class ButtonReferee(Referee):
-    """Success: the cap goes down by one arm's contact, the other tip having kept its distance from the start."""
+    """Success: the cap goes down by one arm's contact, the other tip having stayed away since the start."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -120,8 +121,8 @@ class AlohaSuite:
         stage.referee = stage.task.referee(stage.model)
         stage.referee.update(stage.data)
 
-    def expert(self, task: str, seed: int, mode: str | None = None) -> Demonstration:
-        """Resets to (task, seed), plans from the true state and runs the plan.
+    def plan(self, task: str, seed: int, mode: str | None = None) -> Demonstration:
+        """Resets to (task, seed) and plans from the true state; runs nothing, so ``solved`` is False.
 
         Args:
             task: the task's name.
@@ -142,10 +143,17 @@ class AlohaSuite:
             actions = stage.task.plan(stage.kinematics, stage.data, mode)
         except Unreachable as error:
             return Demonstration(np.zeros((0, 14), np.float32), mode, False, str(error))
-        for action in actions:
+        return Demonstration(actions, mode, False, "not run")
+
+    def expert(self, task: str, seed: int, mode: str | None = None) -> Demonstration:
+        """Plans for (task, seed) and runs the plan; arguments and errors as ``plan``."""
+        plan = self.plan(task, seed, mode)
+        for action in plan.actions:
             self.step(action)
-        solved = stage.referee.success
-        return Demonstration(actions, mode, solved, "" if solved else stage.referee.reason())
+        referee = self._current().referee
+        if plan.actions.size == 0 or not referee.success:
+            return replace(plan, reason=referee.reason() if plan.actions.size else plan.reason)
+        return replace(plan, solved=True, reason="")
 
     def observe(self, cameras: Sequence[str] = CAMERAS) -> Observation:
         """Renders the named cameras and reads the measured joints.

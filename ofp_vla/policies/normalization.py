@@ -1,0 +1,45 @@
+"""LeRobot's normalisations as straight lines: normalised = slope * raw + offset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lerobot.configs.types import NormalizationMode
+from torch import Tensor
+
+_RANGES = {
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+}
+# LeRobot's own guard against an empty range.
+_EMPTY = 1e-8
+
+
+def normalization_line(
+    stats: Mapping[str, Any], mode: NormalizationMode | str
+) -> tuple[Tensor, Tensor] | None:
+    """Slope and offset, each (A,) float32, of one feature's normalisation.
+
+    Args:
+        stats: the feature's statistics by name ("min", "q01", "mean", ...).
+        mode: how the policy normalises the feature.
+
+    Returns:
+        None where a statistic that `mode` needs is missing.
+    """
+    mode = NormalizationMode(mode)
+    needed = ("mean", "std") if mode is NormalizationMode.MEAN_STD else _RANGES.get(mode, ("min",))
+    if not all(name in stats for name in needed):
+        return None
+    values = [torch.as_tensor(stats[name]).float().flatten() for name in needed]
+    if mode is NormalizationMode.IDENTITY:
+        return torch.ones_like(values[0]), torch.zeros_like(values[0])
+    if mode is NormalizationMode.MEAN_STD:
+        mean, std = values
+        return 1 / (std + _EMPTY), -mean / (std + _EMPTY)
+    low, high = values
+    width = torch.where(high == low, torch.full_like(low, _EMPTY), high - low)
+    return 2 / width, -2 * low / width - 1

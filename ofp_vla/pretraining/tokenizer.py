@@ -1,0 +1,79 @@
+"""The tiny tokenizer: a sentencepiece BPE model over π0.5 prompts, in Gemma's format."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+VOCABULARY = 1000
+_PROMPTS = 4000
+
+
+def _prompts(sentences: Iterable[str], dimensions: int, seed: int) -> list[str]:
+    """π0.5's prompt format around the sentences, with random discretised states."""
+    rng = np.random.default_rng(seed)
+    sentences = sorted(set(sentences))
+    lines = []
+    for k in range(_PROMPTS):
+        state = " ".join(map(str, rng.integers(-1, 256, dimensions)))
+        lines.append(f"Task: {sentences[k % len(sentences)]}, State: {state};\nAction: ")
+    return lines
+
+
+def train_tokenizer(sentences: Iterable[str], folder: Path, *, dimensions: int = 14, seed: int = 0) -> Path:
+    """Trains the tokenizer and writes a folder that `AutoTokenizer` loads.
+
+    Byte fallback lets it encode any other sentence, at more tokens a word.
+
+    Args:
+        sentences: instructions that the prompts will hold.
+        folder: where `tokenizer.json`, `tokenizer.model` and the configuration go.
+        dimensions: numbers in the state text.
+        seed: seed of the random states.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = Path(scratch) / "prompts.txt"
+        corpus.write_text(
+            "\n".join(line.replace("\n", " ") for line in _prompts(sentences, dimensions, seed))
+        )
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(corpus),
+            model_prefix=str(Path(scratch) / "tokenizer"),
+            model_type="bpe",
+            vocab_size=VOCABULARY,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            eos_piece="<eos>",
+            bos_piece="<bos>",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            user_defined_symbols=["\n"],
+            minloglevel=2,
+        )
+        (folder / "tokenizer.model").write_bytes((Path(scratch) / "tokenizer.model").read_bytes())
+    config = {
+        "tokenizer_class": "GemmaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,58 @@
+"""What a result rests on besides its inputs: versions, the source's commit and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from ofp_vla import __version__
+
+PACKAGES = ("lerobot", "torch", "transformers", "peft", "mujoco", "gym-aloha", "numpy")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of this package and of what it builds on; packages that are absent are left out."""
+    found = {"ofp_vla": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Commit of the checkout that this runs from, with "+changes" where files differ; "" outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
+
+
+def machine() -> dict[str, str]:
+    """Processor, number of cores that this process may use, and system."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"Processor": model, "Cores": str(cores), "System": f"{platform.system()} {platform.release()}"}

@@ -1,0 +1,186 @@
+"""A loaded policy behind `robotwin_eval.protocol.ChunkPolicy`, in the evaluation's own process.
+
+Noise comes from each request's key and a warm start from its session, so an episode is the same whatever ran
+beside it, up to float32 rounding: matrix products of another batch size may differ in the last bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from torch import Tensor
+
+from ofp_vla.errors import DataError
+from ofp_vla.policies.checkpoint import LoadedPolicy
+from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import SAMPLERS
+from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import EMPTY_CAMERA
+from ofp_vla.policies.warm_start import LastChunk
+from robotwin_eval.protocol import NoiseKey, PolicyError, Reply, Request
+from robotwin_eval.sim.base import ACTION_HIGH, ACTION_LOW
+
+logger = logging.getLogger(__name__)
+
+# Network evaluations of each sampler where none are asked for, as in the policy's configuration.
+DEFAULT_STEPS = {"interval": 1, "host": 10}
+
+
+class LocalPolicy:
+    """One way to sample a loaded policy; several of them may share the same weights.
+
+    Args:
+        loaded: the policy and its processors; nothing in it is changed.
+        name: what results are filed under.
+        steps: network evaluations a chunk; 1 for "interval" and 10 for "host" where None.
+        sampler: "interval" or "host".
+        warm: start each chunk after the first of an episode from the one before.
+        limits: (low, high), (A,) each, that actions are clipped to; `clipped` counts how often.
+
+    Attributes:
+        cameras: cameras that the checkpoint needs.
+        horizon: actions a chunk, H.
+        clipped: action values that were outside the limits.
+
+    Raises:
+        ValueError: an unknown sampler, fewer than one step, or limits of another length than the actions.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        name: str,
+        *,
+        steps: int | None = None,
+        sampler: str = "interval",
+        warm: bool = True,
+        limits: tuple[np.ndarray, np.ndarray] | None = (ACTION_LOW, ACTION_HIGH),
+    ) -> None:
+        if sampler not in SAMPLERS:
+            raise ValueError(f"policy {name!r}: sampler is {sampler!r}, expected one of {list(SAMPLERS)}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"policy {name!r}: steps is {steps}, expected at least 1")
+        config = loaded.policy.config
+        self.loaded, self.name, self.sampler, self.warm = loaded, name, sampler, warm
+        self.steps = DEFAULT_STEPS[sampler] if steps is None else steps
+        prefix = f"{OBS_IMAGES}."
+        self.cameras = tuple(
+            key.removeprefix(prefix) for key in config.image_features if EMPTY_CAMERA not in key
+        )
+        self.horizon: int = config.chunk_size
+        self.clipped = 0
+        self._size: int = config.output_features[ACTION].shape[0]
+        self._limits = limits
+        if limits is not None and {len(limit) for limit in limits} != {self._size}:
+            raise ValueError(
+                f"policy {name!r}: its actions have {self._size} values, the limits "
+                f"{[len(limit) for limit in limits]}"
+            )
+        self._sessions: dict[str, LastChunk] = {}
+
+    @torch.no_grad()
+    def infer(self, requests: Sequence[Request]) -> list[Reply]:
+        """Returns one chunk of robot actions (H, A) a request; sessions move on only if all succeed.
+
+        Raises:
+            PolicyError: An observation lacks a camera, or the state has another length than the policy's.
+            NonFiniteActionError: NaN or infinity came out of the network.
+            DataError: The prompt is too long, or a session has two requests.
+        """
+        if not requests:
+            return []
+        started = time.perf_counter()
+        sessions = [request.session for request in requests]
+        if len(set(sessions)) < len(sessions):
+            raise DataError(f"policy {self.name!r}: sessions {sessions} ask twice in one call")
+        policy = self.loaded.policy
+        batch = self.loaded.preprocess(self._raw(requests))
+        noise = torch.stack([self._noise(request.key) for request in requests]).to(policy.config.device)
+        warm, warm_rows = self._warm(requests, batch)
+        chunk = policy.generate(
+            batch, noise=noise, num_steps=self.steps, warm=warm, warm_rows=warm_rows, sampler=self.sampler
+        )
+        actions = self.loaded.postprocess(chunk[..., : self._size]).float().cpu().numpy()
+        seconds = time.perf_counter() - started
+        actions = self._clip(actions)
+        state = batch.get(OBS_STATE)
+        if self.warm:
+            for row, session in enumerate(sessions):
+                own = None if state is None else state[row : row + 1]
+                self._sessions[session] = LastChunk(chunk[row : row + 1], own)
+        return [Reply(row, seconds) for row in actions]
+
+    def _raw(self, requests: Sequence[Request]) -> dict[str, object]:
+        """The batch as LeRobot's datasets give it, before any processing."""
+        batch: dict[str, object] = {}
+        for camera in self.cameras:
+            try:
+                pictures = np.stack([request.observation.images[camera] for request in requests])
+            except KeyError:
+                seen = sorted({name for request in requests for name in request.observation.images})
+                raise PolicyError(
+                    f"policy {self.name!r} needs camera {camera!r}, the observation has {seen}"
+                ) from None
+            batch[f"{OBS_IMAGES}.{camera}"] = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255.0
+        states = np.stack([request.observation.state for request in requests]).astype(np.float32)
+        expected = self.loaded.policy.config.robot_state_feature
+        if expected is not None and states.shape[1:] != tuple(expected.shape):
+            raise PolicyError(
+                f"policy {self.name!r} needs a state of shape {tuple(expected.shape)}, got {states.shape[1:]}"
+            )
+        batch[OBS_STATE] = torch.from_numpy(states)
+        batch["task"] = [request.instruction for request in requests]
+        return batch
+
+    def _noise(self, key: NoiseKey) -> Tensor:
+        """(H, D) standard normal, drawn on the CPU so that every device starts from the same."""
+        generator = torch.Generator().manual_seed(key.seed())
+        return torch.randn((self.horizon, self.loaded.policy.config.max_action_dim), generator=generator)
+
+    def _warm(
+        self, requests: Sequence[Request], batch: dict[str, Tensor]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Previous chunks (B, H, D) aligned with the present and which rows have one; None if no row has."""
+        if not self.warm:
+            return None, None
+        policy = self.loaded.policy
+        state = batch.get(OBS_STATE)
+        found: dict[int, Tensor] = {}
+        for row, request in enumerate(requests):
+            last = None if request.reset else self._sessions.get(request.session)
+            if last is None:
+                continue
+            chunk = last.continued(
+                request.executed,
+                None if state is None else state[row : row + 1],
+                policy.relative_scale(),
+                relative=policy.config.use_relative_actions,
+            )
+            if chunk is not None:
+                found[row] = chunk[0]
+        if not found:
+            return None, None
+        empty = torch.zeros_like(next(iter(found.values())))
+        warm = torch.stack([found.get(row, empty) for row in range(len(requests))])
+        return warm, torch.tensor([row in found for row in range(len(requests))])
+
+    def _clip(self, actions: np.ndarray) -> np.ndarray:
+        if self._limits is None:
+            return actions
+        inside = np.clip(actions, *self._limits)
+        outside = inside != actions
+        if outside.any():
+            if self.clipped == 0:
+                excess = float(np.abs(inside - actions).max())
+                logger.info(
+                    "policy %r: %d action values were outside the robot's limits, by %.4f at most, and were "
+                    "clipped; later ones are counted without a message",
+                    self.name,
+                    int(outside.sum()),
+                    excess,
+                )
+            self.clipped += int(outside.sum())
+        return inside

@@ -1,0 +1,217 @@
+"""Runs LeRobot's own trainer as a process, from its last checkpoint if there is one; keeps its curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ofp_vla.errors import OFPError
+
+CURVES = "curves.jsonl"
+LOG = "training.log"
+PLUGIN = "lerobot_policy_ofp"
+# Printed on each line but no curve of the training: counters and timings.
+_COUNTERS = ("step", "smpl", "ep", "epch")
+_METERS = re.compile(r"\bstep:\S+ smpl:\S+ .*")
+_METER = re.compile(r"(\S+?):(\S+)")
+_BAR = re.compile(r"Training:.*?(\d+)/(\d+) \[")
+_TAIL_LINES = 15
+
+
+class TrainingError(OFPError, RuntimeError):
+    """The trainer's process failed."""
+
+
+def parse_meters(line: str) -> dict[str, float] | None:
+    """Values of a line that LeRobot's `MetricsTracker` printed (`step:1K ... loss:0.123 ...`), or None.
+
+    The counters are left out: they are rounded (`1K`), so the step of a line follows from its place.
+    """
+    match = _METERS.search(line)
+    if match is None:
+        return None
+    values: dict[str, float] = {}
+    for name, text in _METER.findall(match.group()):
+        if name in _COUNTERS:
+            continue
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):  # a ratio without a row to compute it on is none
+            values[name] = value
+    return values
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Meter -> (step, value) points from a curves file of `train`; a half-written last line is left out."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if not path.exists():
+        return curves
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        row = json.loads(line)
+        for name, value in row.items():
+            if name != "step":
+                curves.setdefault(name, []).append((row["step"], value))
+    return curves
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run of `lerobot-train`.
+
+    Attributes:
+        folder: where the run lives: `run/` of LeRobot, `training.log` and `curves.jsonl`.
+        arguments: command-line arguments of a new run, without those that the fields below give.
+        steps: optimiser steps.
+        log_every: steps from one line of the log to the next.
+        save_every: steps from checkpoint to checkpoint; the last step is always saved.
+    """
+
+    folder: Path
+    arguments: Sequence[str]
+    steps: int
+    log_every: int = 10
+    save_every: int = 100
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint, in LeRobot's layout."""
+        return self.folder / "run" / "checkpoints" / "last" / "pretrained_model"
+
+    def trained(self) -> int:
+        """Steps of the newest complete checkpoint, 0 where there is none.
+
+        LeRobot moves the link `last` after a checkpoint is whole, so what it points to can be trusted.
+        """
+        state = self.checkpoint.parent / "training_state" / "training_step.json"
+        return int(json.loads(state.read_text())["step"]) if state.exists() else 0
+
+    def command(self) -> list[str]:
+        """The command that starts the run, or goes on with it where a checkpoint is there."""
+        # LeRobot finds installed plugins by itself; naming the module serves a tree that is not installed.
+        trainer = [
+            sys.executable,
+            "-m",
+            "lerobot.scripts.lerobot_train",
+            f"--discover_packages_path={PLUGIN}",
+        ]
+        if self.trained():
+            return [*trainer, f"--config_path={self.checkpoint / 'train_config.json'}", "--resume=true"]
+        return [
+            *trainer,
+            *self.arguments,
+            f"--output_dir={self.folder / 'run'}",
+            f"--steps={self.steps}",
+            f"--log_freq={self.log_every}",
+            f"--save_freq={self.save_every}",
+        ]
+
+    def train(self, title: str = "training") -> Path:
+        """Trains up to `steps` and shows progress; goes on where an earlier call was killed.
+
+        Returns:
+            The folder of the final checkpoint.
+
+        Raises:
+            TrainingError: The trainer failed; the message ends with what it printed last.
+        """
+        start = self.trained()
+        if start >= self.steps:
+            return self.checkpoint
+        if start == 0:
+            # There is no whole checkpoint to go on from, and LeRobot refuses a folder that exists.
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._cut_curves(start)
+        process = subprocess.Popen(
+            self.command(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment(os.environ),
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        # If this process is killed outright, the trainer's next progress line meets a closed pipe and ends it.
+        try:
+            tail = self._follow(process, start, title)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if process.returncode != 0 or self.trained() < self.steps:
+            raise TrainingError(
+                f"lerobot-train ended with status {process.returncode} after {self.trained()} saved steps of "
+                f"{self.steps}; the whole log is {self.folder / LOG}; it ends: " + " | ".join(tail)
+            )
+        return self.checkpoint
+
+    def _cut_curves(self, start: int) -> None:
+        """Drops the points after `start`: they will be trained and logged again."""
+        path = self.folder / CURVES
+        if not path.exists():
+            return
+        lines = [
+            line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+        ]
+        kept = [line for line in lines if json.loads(line)["step"] <= start]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _follow(self, process: subprocess.Popen[str], start: int, title: str) -> list[str]:
+        """Copies the trainer's output to the log until it ends; returns the last lines."""
+        assert process.stdout is not None
+        step, tail = start // self.log_every * self.log_every, [""]
+        with (
+            (self.folder / LOG).open("a", encoding="utf-8") as log,
+            (self.folder / CURVES).open("a", encoding="utf-8") as curves,
+            tqdm(total=self.steps, initial=start, desc=title, unit="step", disable=None) as bar,
+        ):
+            for (
+                line
+            ) in process.stdout:  # text mode also ends lines at carriage returns, which progress bars print
+                progress = _BAR.search(line)
+                if progress is not None:
+                    bar.update(start + int(progress.group(1)) - bar.n)
+                values = parse_meters(line)
+                if values is not None:
+                    step += self.log_every
+                    curves.write(json.dumps({"step": step, **values}) + "\n")
+                    curves.flush()
+                    if "loss" in values:
+                        bar.set_postfix_str(f"loss {values['loss']:.3f}")
+                if progress is None and line.strip():
+                    log.write(line)
+                    log.flush()
+                    tail = [*tail, " ".join(line.split())][-_TAIL_LINES:]
+            process.wait()
+            if process.returncode == 0:
+                bar.update(self.steps - bar.n)
+        return tail
+
+
+def environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the trainer's process: `base`, offline and single-threaded unless it says otherwise."""
+    fixed = {"TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+    return {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **base, **fixed}

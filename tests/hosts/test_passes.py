@@ -1,0 +1,72 @@
+"""What a training step costs in passes, and where its gradient goes."""
+
+import pytest
+import torch
+
+from ofp_vla.core import OFP, OFPConfig
+from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
+
+from ..tiny import observe, tiny_batch, tiny_policy, train_head
+
+STEPS = 4
+COSTS = {
+    "paper": (OFPConfig.paper(), 2),
+    "first leg by the EMA": (OFPConfig.paper(first_leg="ema"), 3),
+    "first leg by the teacher": (OFPConfig.paper(first_leg="teacher"), 3),
+    "endpoint": (OFPConfig(first_leg="data", endpoint_steps=STEPS), 2 + STEPS),
+    "default": (OFPConfig(endpoint_steps=STEPS), 3 + STEPS),
+}
+
+
+def gradient_names(policy):
+    return {n for n, p in policy.named_parameters() if p.grad is not None and bool(p.grad.abs().max() > 0)}
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_step_encodes_the_prefix_once_and_runs_the_expert_as_often_as_the_objective_says(case):
+    settings, expert = COSTS[case]
+    policy = tiny_policy(ofp=settings, total_steps=10).train()
+    policy(tiny_batch())[0].backward()
+    assert policy.host.passes == {"prefix": 1, "expert": expert}
+    assert sum(OFP(settings).passes.values()) == expert
+
+
+def test_flow_matching_step_is_one_prefix_and_one_expert_pass():
+    policy = tiny_policy(objective="flow_matching", total_steps=10)
+    policy(tiny_batch())[0].backward()
+    assert policy.host.passes == {"prefix": 1, "expert": 1}
+    assert policy.host.roles.available == {STUDENT}
+
+
+def test_frozen_vlm_leaves_no_graph_behind_the_prefix_and_only_the_expert_gets_gradient():
+    policy = tiny_policy(total_steps=10).train()
+    train_head(policy)
+    prefix = policy.host.bind(observe(policy, tiny_batch())).prefix
+    assert not any(x.requires_grad for x in (*prefix.keys, *prefix.values))
+    policy(tiny_batch())[0].backward()
+    moved = gradient_names(policy)
+    assert not any(".paligemma." in n for n in moved)
+    # The bias of φ's last layer cancels in φ(x) - φ(0).
+    expected = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert expected - moved == {"model.interval_head.output.bias"}
+
+
+def test_trained_vlm_gets_gradient_and_every_role_encodes_its_own_prefix():
+    policy = tiny_policy(train_expert_only=False, total_steps=10, ofp=OFPConfig(first_leg="teacher")).train()
+    policy(tiny_batch())[0].backward()
+    assert policy.host.passes["prefix"] == 3
+    assert any(".paligemma." in n for n in gradient_names(policy))
+
+    observation = observe(policy, tiny_batch())
+    before = policy.host.bind(observation).prefix
+    with torch.no_grad():
+        for weight in policy.model.paligemma_with_expert.paligemma.parameters():
+            weight.mul_(1.5)
+    fields = policy.host.bind_all(observation, [EMA, TEACHER])
+    moved = fields[STUDENT].prefix.keys[-1]
+    assert moved.requires_grad
+    assert (moved - before.keys[-1]).abs().max() > 1e-3
+    for role in (EMA, TEACHER):
+        own = fields[role].prefix.keys[-1]
+        assert not own.requires_grad
+        assert torch.equal(own, before.keys[-1])

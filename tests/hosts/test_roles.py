@@ -1,0 +1,170 @@
+"""Weight roles over one copy of the base: whole tensors and LoRA adapters behave the same."""
+
+import pytest
+import torch
+from peft import PeftModel
+
+from ofp_vla.core import Query
+from ofp_vla.core.ema import EmaDecay
+from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER, AdapterRoles, TensorRoles
+
+from ..tiny import HORIZON, WIDTH, observe, tiny_batch, tiny_policy, train_head
+
+KINDS = {"whole tensors": TensorRoles, "LoRA": AdapterRoles}
+
+
+def build(kind, **changes):
+    """A policy, wrapped by LeRobot's own PEFT entry for "LoRA"."""
+    policy = tiny_policy(total_steps=10, **changes)
+    train_head(policy)
+    if kind == "LoRA":
+        policy.config.pretrained_path = "base"
+        assert isinstance(
+            policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 4}), PeftModel
+        )
+    assert isinstance(policy.host.roles, KINDS[kind])
+    return policy
+
+
+@torch.no_grad()
+def move_student(policy, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    for weight in policy.host.roles.tensors(STUDENT).values():
+        weight.add_(0.05 * torch.randn(weight.shape, generator=g))
+
+
+@torch.no_grad()
+def answer(policy, role):
+    g = torch.Generator().manual_seed(0)
+    query = Query(torch.randn(3, HORIZON, WIDTH, generator=g), torch.full((3,), 0.2), torch.full((3,), 0.9))
+    return policy.host.bind(observe(policy, tiny_batch()), role)([query])[0]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def test_teacher_is_the_base_and_the_ema_starts_as_the_student_bit_for_bit(kind):
+    policy = tiny_policy()
+    train_head(policy)
+    base = answer(policy, STUDENT)
+
+    policy = build(kind)
+    roles = policy.host.roles
+    roles.add(TEACHER)
+    move_student(policy)
+    roles.add(EMA)
+    assert roles.available == {STUDENT, EMA, TEACHER}
+    assert torch.equal(answer(policy, TEACHER), base)
+    assert torch.equal(answer(policy, EMA), answer(policy, STUDENT))
+    assert (answer(policy, STUDENT) - base).abs().max() > 1e-3
+    assert roles.distance() == 0
+
+
+def test_switching_restores_the_student_exactly_also_after_an_error(kind):
+    policy = build(kind)
+    roles = policy.host.roles
+    for role in (EMA, TEACHER):
+        roles.add(role)
+    move_student(policy)
+    weights = {n: p.detach().clone() for n, p in policy.named_parameters()}
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    pointers = {n: p.data_ptr() for n, p in policy.named_parameters()}
+    before = answer(policy, STUDENT)
+    for role in (EMA, TEACHER):
+        assert (answer(policy, role) - before).abs().max() > 1e-3
+        with pytest.raises(ZeroDivisionError), roles.use(role):
+            raise ZeroDivisionError
+    assert torch.equal(answer(policy, STUDENT), before)
+    assert {n: p.data_ptr() for n, p in policy.named_parameters()} == pointers
+    assert {n for n, p in policy.named_parameters() if p.requires_grad} == trained
+    assert all(torch.equal(p, weights[n]) for n, p in policy.named_parameters())
+
+
+def test_unknown_role_is_refused_by_name(kind):
+    policy = build(kind)
+    with pytest.raises(KeyError, match="fake"), policy.host.roles.use("fake"):
+        pass
+
+
+def test_adding_roles_leaves_what_is_trained_as_it_was(kind):
+    policy = build(kind)
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    for role in (EMA, TEACHER):
+        policy.host.roles.add(role)
+    assert {n for n, p in policy.named_parameters() if p.requires_grad} == trained
+    if kind == "LoRA":
+        assert trained
+        assert all(".lora_" in n or ".interval_head." in n for n in trained)
+        assert all(".default." in n for n in trained)
+
+
+def test_no_gradient_reaches_ema_or_teacher_and_switching_does_not_disturb_the_students(kind):
+    policy = build(kind).train()
+    roles = policy._prepare_roles()
+    roles.add(TEACHER)
+    move_student(policy)
+    observation = observe(policy, tiny_batch())
+    z = torch.randn(3, HORIZON, WIDTH, generator=torch.Generator().manual_seed(1))
+    query = Query(z, torch.full((3,), 0.2), torch.full((3,), 0.9))
+
+    def gradients(roles_between):
+        policy.zero_grad()
+        (velocity,) = policy.host.bind(observation)([query])
+        for role in roles_between:
+            (other,) = policy.host.bind(observation, role)([query])
+            assert not other.requires_grad
+        velocity.square().mean().backward()
+        return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+    alone, between = gradients(()), gradients((EMA, TEACHER))
+    assert alone
+    assert alone.keys() == between.keys()
+    assert all(torch.equal(alone[n], between[n]) for n in alone)
+    assert not any(".ema" in n for n in between)
+    for role in roles.available - {STUDENT, TEACHER}:
+        assert all(t.grad is None and not t.requires_grad for t in roles.tensors(role).values())
+
+
+def test_update_moves_the_ema_towards_the_student_by_the_scheduled_share(kind):
+    policy = build(kind, ema_decay=0.7)
+    roles = policy._prepare_roles()
+    assert EMA in roles.available
+    for step in range(3):
+        move_student(policy, seed=step)
+        student = {k: v.detach().clone() for k, v in roles.tensors(STUDENT).items()}
+        before = {k: v.clone() for k, v in roles.tensors(EMA).items()}
+        assert before.keys() == student.keys()
+        policy.update()
+        decay = EmaDecay(0.7)(step)
+        assert decay == pytest.approx((1 + step) / (10 + step))
+        for name, tensor in roles.tensors(EMA).items():
+            torch.testing.assert_close(tensor, decay * before[name] + (1 - decay) * student[name])
+            assert torch.equal(roles.tensors(STUDENT)[name], student[name])
+    assert policy.config.trained_steps == 3
+    assert roles.distance() > 0
+
+
+def test_ema_of_a_bfloat16_policy_is_kept_in_float32(kind):
+    policy = build(kind, dtype="bfloat16")
+    roles = policy._prepare_roles()
+    assert {t.dtype for t in roles.tensors(EMA).values()} == {torch.float32}
+    loss, _ = policy.train()(tiny_batch())
+    loss.backward()
+    policy.update()
+    assert torch.isfinite(loss)
+
+
+def test_saved_tensors_of_another_model_are_refused_by_name():
+    roles = build("whole tensors").host.roles
+    assert isinstance(roles, TensorRoles)
+    tensors = {k: v.detach().clone() for k, v in roles.tensors(STUDENT).items()}
+    name = next(iter(tensors))
+    tensors[name] = tensors[name][..., :-1]
+    with pytest.raises(ValueError, match=name):
+        roles.load(EMA, tensors)
+    tensors["surplus"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="surplus"):
+        roles.load(EMA, tensors)
+    assert roles.available == {STUDENT}

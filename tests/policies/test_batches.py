@@ -1,0 +1,100 @@
+"""What the policy refuses to train on, with words that say which frame, camera or statistic."""
+
+import pytest
+import torch
+from lerobot.utils.constants import ACTION, OBS_STATE
+
+from ofp_vla.core import ActionChunk, Losses
+from ofp_vla.errors import DataError
+from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy
+
+from ..tiny import ACTIONS, CAMERAS, HORIZON, WIDTH, random_stats, tiny_batch, tiny_config, tiny_policy
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny_policy(total_steps=10)
+
+
+@pytest.mark.parametrize("key", [ACTION, OBS_STATE, CAMERAS[1]])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_number_that_is_none_is_refused_with_its_key_row_and_dataset_index(policy, key, value):
+    batch = tiny_batch()
+    batch[key][1].flatten()[2] = value
+    with pytest.raises(DataError) as caught:
+        policy(batch)
+    for words in (f"'{key}'", "batch rows [1]", "dataset indices [101]"):
+        assert words in str(caught.value)
+    policy(tiny_batch())
+
+
+def test_missing_camera_is_refused_with_both_lists_and_may_be_allowed(policy):
+    with pytest.raises(DataError) as caught:
+        policy(tiny_batch(**{CAMERAS[1]: None}))
+    assert f"needs cameras ['{CAMERAS[1]}']" in str(caught.value)
+    assert f"has ['{CAMERAS[0]}']" in str(caught.value)
+    loss, _ = tiny_policy(total_steps=10, allow_missing_cameras=True)(tiny_batch(**{CAMERAS[1]: None}))
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("shape", [(3, HORIZON, ACTIONS - 1), (3, HORIZON, ACTIONS + 1), (3, HORIZON + 1, ACTIONS)])
+def test_actions_of_another_size_are_refused_with_both_sizes(policy, shape):
+    with pytest.raises(DataError) as caught:
+        policy(tiny_batch(**{ACTION: torch.zeros(shape)}))
+    assert str(shape) in str(caught.value)
+    assert f"chunk_size={HORIZON}, action dimensions={ACTIONS}" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [ACTION, OBS_STATE])
+@pytest.mark.parametrize("lost", ["q01", "q99"])
+def test_missing_quantiles_are_refused_with_the_command_that_adds_them(key, lost):
+    stats = random_stats()
+    del stats[key][lost]
+    with pytest.raises(DataError) as caught:
+        PI05OFPPolicy(tiny_config(), dataset_stats=stats)
+    for words in (f"'{key}'", f"['{lost}']", "augment_dataset_quantile_stats"):
+        assert words in str(caught.value)
+
+
+def test_unknown_length_of_the_run_is_refused_with_the_setting_that_tells_it():
+    with pytest.raises(ValueError, match=r"--policy\.total_steps"):
+        tiny_policy()(tiny_batch())
+
+
+class Spy:
+    """An objective that keeps the chunk it was given."""
+
+    roles = frozenset({"student"})
+    chunk: ActionChunk
+
+    def __call__(self, fields, chunk, **_):
+        self.chunk = chunk
+        zero = fields["student"].host.model.action_out_proj.weight.sum() * 0
+        return Losses.weighted({"flow": zero.expand(len(chunk.actions))}, {"flow": 1.0}, {})
+
+
+def test_objective_sees_padded_dimensions_and_the_padded_tail_as_invalid():
+    policy = tiny_policy(total_steps=10)
+    policy.objective = spy = Spy()
+    pad = torch.zeros(3, HORIZON, dtype=torch.bool)
+    pad[1, 4:] = True
+    batch = tiny_batch(action_is_pad=pad)
+    policy(batch)
+    assert spy.chunk.actions.shape == (3, HORIZON, WIDTH)
+    assert torch.equal(spy.chunk.actions[..., :ACTIONS], batch[ACTION])
+    assert torch.equal(spy.chunk.valid[..., :ACTIONS], ~pad[..., None].expand(-1, -1, ACTIONS))
+    assert not spy.chunk.valid[..., ACTIONS:].any()
+    policy.config.train_on_padding = True
+    policy(batch)
+    assert spy.chunk.valid[..., :ACTIONS].all()
+
+
+def test_loss_per_sample_averages_to_the_loss_and_the_log_holds_plain_numbers(policy):
+    torch.manual_seed(0)
+    loss, log = policy(tiny_batch())
+    torch.manual_seed(0)
+    rows, _ = policy(tiny_batch(), reduction="none")
+    assert rows.shape == (3,)
+    torch.testing.assert_close(rows.mean(), loss)
+    assert {"flow", "consistency", "guidance", "endpoint", "ema_distance"} <= log.keys()
+    assert all(isinstance(v, float) for v in log.values())
