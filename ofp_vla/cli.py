@@ -3,6 +3,7 @@
 Every command imports what it needs when it runs, so that `ofp-vla --help` answers at once.
 """
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +68,11 @@ class Split(StrEnum):
     unseen = "unseen"
 
 
+def _quiet_lerobot() -> None:
+    """Hides LeRobot's long report on a missing video decoder: these commands read and write no video."""
+    logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
+
+
 def _split(names: str) -> list[str]:
     """Split a comma-separated list of task names.
 
@@ -92,6 +98,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of training and of the sampling noise.")] = 0,
 ) -> None:
     """Fine-tune the tiny base to act in one step and compare both on simulated bimanual tasks (CPU)."""
+    _quiet_lerobot()
     from ofp_vla.demo import run_demo
 
     run_demo(output=output, every_task=every_task, episodes=episodes, steps=steps, seed=seed)
@@ -152,6 +159,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint in the built-in simulators: success with intervals, speed, coverage of modes."""
     names = _split(tasks)
+    _quiet_lerobot()
     from ofp_vla.evaluate import evaluate_checkpoint
 
     evaluate_checkpoint(

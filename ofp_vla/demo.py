@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,6 +205,8 @@ class Demo:
             f"--seed={s.seed}",
             "--policy.push_to_hub=false",
             "--wandb.enable=false",
+            # A forked worker need not import everything anew, which takes longer than many a demo's training.
+            *(("--dataloader_multiprocessing_context=fork",) if sys.platform == "linux" else ()),
         )
         return TrainingRun(folder, arguments, s.steps, log_every=10, save_every=max(10, s.steps // 40 * 10))
 
