@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+PACKAGED_TOKENIZER = "ofp_vla/tiny"
 _ROOT = Path(__file__).parent / "_assets"
 
 
@@ -13,5 +14,5 @@ def tiny_base() -> Path:
 
 
 def tiny_tokenizer() -> Path:
-    """Folder of the tokenizer of the tiny base, for `AutoTokenizer`."""
+    """Folder of the tiny base's tokenizer; a configuration names it as `PACKAGED_TOKENIZER`."""
     return _ROOT / "tokenizer"

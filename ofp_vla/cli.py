@@ -176,6 +176,24 @@ def evaluate(
     )
 
 
+@app.command("pretrain-tiny")
+def pretrain_tiny(
+    output: Annotated[Path, typer.Option(help="Folder of the run; a second call goes on in it.")],
+    episodes: Annotated[int, typer.Option(help="Demonstrations of each task.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
+    workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 1,
+) -> None:
+    """Train the tiny base checkpoint again, as the shipped one was made."""
+    from ofp_vla.pretraining.run import pretrain_tiny as run
+    from ofp_vla.pretraining.train import PretrainSettings
+
+    checkpoint = run(
+        output, episodes=episodes, settings=PretrainSettings(steps=steps, threads=threads), workers=workers
+    )
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
 @app.command()
 def doctor() -> None:
     """Check the installation; every problem comes with its remedy."""

@@ -7,67 +7,35 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from ofp_vla.assets import tiny_base
+from ofp_vla.demo_report import CURVE_NAMES, demo_notes, demo_provenance
+from ofp_vla.demo_settings import (
+    DATASET,
+    DEMONSTRATIONS,
+    EPISODES,
+    FILMS_A_TASK,
+    FIRST_SEED,
+    MORE_TASKS,
+    RECIPE,
+    STEPS,
+    TASKS,
+    DemoSettings,
+)
 from ofp_vla.demos import SUMMARY, write_demonstrations
 from ofp_vla.errors import CheckpointError
 from ofp_vla.policies.loading import WEIGHTS
-from ofp_vla.provenance import commit, machine, versions
 from ofp_vla.recipes import recipe_path
 from ofp_vla.seed_manifest import read_manifest
 from ofp_vla.stages import Stages
 from ofp_vla.training import CURVES, TrainingRun, read_curves
-
-TASKS = ("press_button", "lift_bar")
-MORE_TASKS = ("transfer_cube",)
-RECIPE = "tiny_ofp_lora"
-DATASET = "local/ofp_demo"
-# The base saw the seeds from 0 on; evaluation starts at 100000.
-FIRST_SEED = 50_000
-DEMONSTRATIONS = 200
-EPISODES = 50
-STEPS = 600
-FILMS = 1
-# Meters of the trainer's log -> names on the page, in the page's order.
-CURVE_NAMES = {
-    "loss": "Total loss",
-    "flow": "Flow matching",
-    "consistency": "Self-consistency",
-    "endpoint": "Ten-step endpoint",
-    "guidance": "Self-guidance",
-    "endpoint_gap": "Gap to the ten-step endpoint",
-    "consistency_gap": "Consistency gap",
-    "draw_std": "Spread of one-step draws",
-    "grdn": "Gradient norm",
-}
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """What a demo run depends on.
-
-    Attributes:
-        tasks: tasks of the embedded suite.
-        demonstrations: scripted episodes of each task to fine-tune on.
-        steps: optimiser steps.
-        episodes: evaluation episodes of each task.
-        seed: seed of training and of the sampling noise.
-        base: checkpoint that is fine-tuned and compared with.
-        recipe: name or path of the training recipe.
-    """
-
-    tasks: tuple[str, ...] = TASKS
-    demonstrations: int = DEMONSTRATIONS
-    steps: int = STEPS
-    episodes: int = EPISODES
-    seed: int = 0
-    base: str = ""
-    recipe: str = RECIPE
+from robotwin_eval.report import build_report_data, write_report
+from robotwin_eval.results import read_results
 
 
 def run_demo(
@@ -90,7 +58,7 @@ def run_demo(
         output: folder of everything the demo makes.
         every_task: all tasks of the suite instead of two.
         episodes: evaluation episodes of each task; 50 where None.
-        steps: optimiser steps; 600 where None.
+        steps: optimiser steps; 300 where None.
         seed: seed of training and of the sampling noise.
         demonstrations: scripted episodes of each task; 200 where None.
         base: base checkpoint; the shipped one where None.
@@ -120,6 +88,12 @@ def run_demo(
         recipe=recipe,
     )
     return Demo(Path(output), settings, Console()).run()
+
+
+def recipe_hash(recipe: str) -> str:
+    """Hash of what a recipe sets; comments do not count."""
+    content = yaml.safe_load(recipe_path(recipe).read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 class Demo:
@@ -153,7 +127,7 @@ class Demo:
         trained = self.stages.run(
             "training",
             f"2/4 training: {s.steps} steps with recipe {s.recipe}",
-            {"steps": s.steps, "seed": s.seed, "recipe": recipe_path(s.recipe).read_text(encoding="utf-8")},
+            {"steps": s.steps, "seed": s.seed, "recipe": s.recipe, "recipe_hash": recipe_hash(s.recipe)},
             self.train,
         )
         evaluated = self.stages.run(
@@ -164,8 +138,6 @@ class Demo:
         )
         self.console.print("[bold]4/4 report[/bold]")
         return self.report(data, trained, evaluated)
-
-    # ---- stages --------------------------------------------------------------------------------------
 
     @property
     def dataset(self) -> Path:
@@ -241,32 +213,39 @@ class Demo:
         arms, checkpoints = self.arms(checkpoint), Checkpoints()
         s = self.settings
         evaluate_arms(
-            arms, s.tasks, s.episodes, folder, run_seed=s.seed, films=FILMS, checkpoints=checkpoints
+            arms, s.tasks, s.episodes, folder, run_seed=s.seed, films=FILMS_A_TASK, checkpoints=checkpoints
         )
         return {"latencies": arm_latencies(arms, s.tasks[0], checkpoints)}
-
-    # ---- report --------------------------------------------------------------------------------------
 
     def report(
         self, data: Mapping[str, Any], trained: Mapping[str, Any], evaluated: Mapping[str, Any]
     ) -> Path:
-        """Writes `report.html` and `report.json` and prints the headline."""
-        from ofp_vla.evaluate import RESULTS, SEEDS, show_summary
+        """Writes `report.html` and `report.json` and prints table and headline."""
+        from ofp_vla.evaluate import FILMS, RESULTS, SEEDS
         from ofp_vla.films import load_films
-        from robotwin_eval.report import build_report_data, write_report
-        from robotwin_eval.results import read_results
+        from ofp_vla.summary import show_summary
 
         folder = self.output / "evaluation"
         curves = read_curves(self.output / "training" / CURVES)
-        shares = {task: modes for task, modes in data["mode_shares"].items() if len(modes) > 1}
         page = build_report_data(
             read_results(folder / RESULTS),
             labels={arm.name: arm.label for arm in self.arms(trained["checkpoint"])},
             curves={label: curves[name] for name, label in CURVE_NAMES.items() if name in curves},
-            films=load_films(folder / "films"),
-            provenance=self.provenance(data, trained, read_manifest(folder / SEEDS)),
-            notes=notes(self.settings),
-            demo_mode_shares=shares,
+            films=load_films(folder / FILMS),
+            provenance=demo_provenance(
+                self.settings,
+                skipped={
+                    "demonstrations": data["skipped_seeds"],
+                    "evaluation": {
+                        task: found["skipped"]
+                        for task, found in read_manifest(folder / SEEDS)["tasks"].items()
+                    },
+                },
+                seconds=self.stages.seconds,
+                command=trained["command"],
+            ),
+            notes=demo_notes(self.settings),
+            demo_mode_shares={task: modes for task, modes in data["mode_shares"].items() if len(modes) > 1},
             latencies=evaluated["latencies"],
             title="One step instead of ten: the embedded bimanual demo",
         )
@@ -275,58 +254,3 @@ class Demo:
         self.console.print(f"[bold]{page.headline}[/bold]")
         self.console.print(f"report: {path} (numbers: {path.with_suffix('.json')})", soft_wrap=True)
         return path
-
-    def provenance(
-        self, data: Mapping[str, Any], trained: Mapping[str, Any], manifest: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """What the report's numbers rest on."""
-        s = self.settings
-        skipped = {
-            f"{stage}, {task}": sorted(int(seed) for seed in seeds)
-            for stage, tasks in (
-                ("demonstrations", data["skipped_seeds"]),
-                ("evaluation", {t: entry["skipped"] for t, entry in manifest["tasks"].items()}),
-            )
-            for task, seeds in tasks.items()
-            if seeds
-        }
-        minutes = {name: f"{seconds / 60:.1f} min" for name, seconds in self.stages.seconds.items()}
-        demo = f"ofp-vla demo --episodes={s.episodes} --steps={s.steps} --seed={s.seed}"
-        return {
-            "Versions": versions(),
-            **({"Commit": commit()} if commit() else {}),
-            "Machine": machine(),
-            "Duration": minutes,
-            "Commands": [
-                demo + (" --all" if len(s.tasks) > len(TASKS) else ""),
-                " ".join(trained["command"]),
-            ],
-            "Settings": {key: value for key, value in asdict(s).items() if key != "base"},
-            "Seeds": {
-                "training and noise": s.seed,
-                "demonstrations": f"{FIRST_SEED} onwards",
-                "evaluation": f"{manifest['start']} onwards, solvable by the scripted expert",
-            },
-            **({"Skipped seeds (expert failed)": skipped} if skipped else {}),
-        }
-
-
-def notes(settings: DemoSettings) -> list[str]:
-    """What the numbers mean, and what they do not."""
-    return [
-        "All policies run in the same small simulator with the same images, instructions, seeds and sampling "
-        "noise. The policies have the published architecture at a fraction of its size (about 1.6 million "
-        "parameters), so the numbers compare ways to sample; they are no statement about a full-size model or "
-        "a real robot.",
-        "“Base, 10 steps” is the pretrained flow integrated by Euler's method, “Base, 1 step” the same "
-        "weights with one Euler step, and “OFP, 1 step” the fine-tuned weights with one jump. OFP has also seen "
-        f"{settings.demonstrations} demonstrations of each task and {settings.steps} optimiser steps that the "
-        "base has not, so part of a difference may come from the additional training.",
-        f"With {settings.episodes} episodes a task the interval of a rate near one half is about "
-        f"±{100 * 0.98 / max(settings.episodes, 1) ** 0.5:.0f} points: a difference that "
-        "its interval does not separate from zero is no proof of equality. This is one training seed.",
-        "Each chunk is executed whole before the next is asked for. A warm start needs a chunk before it: on "
-        "press_button one chunk is the whole episode, so warm and cold are the same there by construction.",
-        "Instructions are sentences that the base was trained on. Latency is wall time on this machine for one "
-        "robot, image and text processing included; on a full-size model the prefix takes a larger share.",
-    ]

@@ -7,7 +7,6 @@ so "unseen" ones measure its language, not the sampling that is compared here.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,22 +14,22 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
 from ofp_vla.films import load_films, save_film
 from ofp_vla.policies.checkpoint import LoadedPolicy, load_policy
 from ofp_vla.provenance import versions
+from ofp_vla.runtime.latency import measure_latency
 from ofp_vla.runtime.local_policy import LocalPolicy
 from ofp_vla.seed_manifest import plan_episodes
-from robotwin_eval.protocol import NoiseKey, Request
+from ofp_vla.summary import show_summary
 from robotwin_eval.report import build_report_data, write_report
 from robotwin_eval.report.data import ReportData
 from robotwin_eval.results import EpisodeResult, ResultsLog, read_results
 from robotwin_eval.rollout import Episode, run_episodes
 from robotwin_eval.sim.aloha import AlohaSuite
-from robotwin_eval.sim.base import ACTION_HIGH, ACTION_LOW, Observation, Simulator
+from robotwin_eval.sim.base import ACTION_HIGH, ACTION_LOW, Simulator
 
 SEEDS = "seeds.json"
 RESULTS = "results.jsonl"
@@ -204,21 +203,6 @@ def _run_arm(
     run(missing, slots=max(1, len(missing)), record=missing)
 
 
-def measure_latency(
-    policy: LocalPolicy, observation: Observation, instruction: str, repeats: int = 20
-) -> list[float]:
-    """Seconds of each of `repeats` chunks for one robot (batch size 1), after three that are not counted."""
-    seconds = []
-    for chunk in range(repeats + 3):
-        key = NoiseKey(0, "latency", 0, chunk)
-        executed = policy.horizon if chunk else 0
-        request = Request("latency", observation, instruction, key, reset=chunk == 0, executed=executed)
-        started = time.perf_counter()
-        policy.infer([request])
-        seconds.append(time.perf_counter() - started)
-    return seconds[3:]
-
-
 def arm_latencies(
     arms: Iterable[Arm], task: str, checkpoints: Checkpoints, repeats: int = 20
 ) -> dict[str, list[float]]:
@@ -227,11 +211,8 @@ def arm_latencies(
     try:
         sim.reset(task, 0)
         instruction = sim.instruction(task, 0, "seen")
-        found = {}
-        for arm in arms:
-            policy = arm.policy(checkpoints.get(arm.checkpoint))
-            found[arm.name] = measure_latency(policy, sim.observe(policy.cameras), instruction, repeats)
-        return found
+        policies = [arm.policy(checkpoints.get(arm.checkpoint)) for arm in arms]
+        return measure_latency(policies, sim.observe, instruction, repeats)
     finally:
         sim.close()
 
@@ -249,31 +230,6 @@ def demonstrated_modes(tasks: Iterable[str], seeds: Sequence[int]) -> dict[str, 
         return shares
     finally:
         sim.close()
-
-
-def show_summary(data: ReportData, console: Console) -> None:
-    """Prints success, interval, median latency and coverage of modes (1 is full), a row a policy and task."""
-    table = Table(title=data.title, title_justify="left")
-    for name in ("policy", "task"):
-        table.add_column(name)
-    for name in ("success", "95 % interval", "solved", "ms/chunk", "modes"):
-        table.add_column(name, justify="right")
-    speed = {row.policy: f"{1000 * row.median:.1f}" for row in data.latencies}
-    modes = {(row.policy, row.task): row.coverage for row in data.modes}
-    for rate in data.rates:
-        if len(data.tasks) == 1 and not rate.task:
-            continue
-        coverage = modes.get((rate.policy, rate.task))
-        table.add_row(
-            data.labels[rate.policy],
-            rate.task or "all",
-            f"{rate.interval.estimate:.1%}",
-            f"{rate.interval.low:.1%} – {rate.interval.high:.1%}",
-            f"{rate.successes}/{rate.episodes}",
-            speed.get(rate.policy, "–"),
-            "–" if coverage is None or coverage.ratio is None else f"{coverage.ratio:.2f}",
-        )
-    console.print(table)
 
 
 def evaluate_checkpoint(

@@ -146,7 +146,7 @@ class TrainingRun:
             encoding="utf-8",
             errors="replace",
         )
-        # If this process is killed outright, the trainer's next progress line meets a closed pipe and ends it.
+        # If this process is killed outright, the trainer's next progress line meets a closed pipe: it ends.
         try:
             tail = self._follow(process, start, title)
         finally:

@@ -5,7 +5,9 @@ import textwrap
 import pytest
 from rich.console import Console
 
-from ofp_vla.demo import CURVE_NAMES, Demo, DemoSettings, notes, run_demo
+from ofp_vla.demo import Demo, run_demo
+from ofp_vla.demo_report import CURVE_NAMES, demo_notes
+from ofp_vla.demo_settings import DemoSettings
 from ofp_vla.errors import CheckpointError
 from ofp_vla.stages import Stages
 from ofp_vla.training import CURVES, LOG, TrainingError, TrainingRun, environment, parse_meters, read_curves
@@ -220,7 +222,7 @@ def test_a_missing_base_is_named_before_anything_is_written(tmp_path):
 
 
 def test_notes_state_the_width_of_the_intervals():
-    assert "±14 points" in " ".join(notes(DemoSettings(episodes=50)))
+    assert "±14 points" in " ".join(demo_notes(DemoSettings(episodes=50)))
 
 
 @pytest.mark.slow

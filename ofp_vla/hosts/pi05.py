@@ -66,9 +66,8 @@ class Pi05Host:
         model: LeRobot's π0.5 core; `model.interval_head` is the φ of `ofp_vla.hosts.interval`.
         roles: Weight roles of the policy around it.
         attention: "sdpa"; "grouped", which folds the heads into the rows of one product (all heads share
-            keys and
-            values) and is several times faster for small heads on a CPU; "auto" takes the former on a GPU,
-            the latter on a CPU; "eager" is LeRobot's own attention function.
+            keys and values) and is several times faster for small heads on a CPU; "auto" takes the former on
+            a GPU, the latter on a CPU; "eager" is LeRobot's own attention function.
     """
 
     def __init__(self, model: PI05Pytorch, roles: Roles, attention: str = "auto") -> None:
@@ -263,6 +262,7 @@ class BoundField:
 
     @cached_property
     def prefix(self) -> Prefix:
+        """The encoded prefix, its own or the shared one."""
         if self._source is not None:
             return self._source.prefix
         with self._weights():

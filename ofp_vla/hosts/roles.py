@@ -1,8 +1,8 @@
 """Weight roles over one base: `student` is trained, `ema` its moving average, `teacher` the start.
 
 LoRA: a role is a named PEFT adapter, `teacher` is the base with adapters off. PEFT saves every adapter
-beside the
-default one. Whole tensors (no LoRA): a role is a second set of the trained tensors, swapped in place.
+beside the default one. Whole tensors (no LoRA): a role is a second set of the trained tensors, swapped
+in place.
 """
 
 from __future__ import annotations

@@ -76,4 +76,8 @@ def train_tokenizer(sentences: Iterable[str], folder: Path, *, dimensions: int =
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # transformers writes where the vocabulary file was on this machine.
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    written.pop("vocab_file", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(written, indent=2) + "\n")
     return folder

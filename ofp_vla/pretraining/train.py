@@ -22,6 +22,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ofp_vla.assets import PACKAGED_TOKENIZER
 from ofp_vla.core.ema import EmaDecay, update_ema
 from ofp_vla.core.objectives import FlowMatchingConfig
 from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
@@ -49,7 +50,7 @@ class PretrainSettings:
         threads: CPU threads.
     """
 
-    steps: int = 8000
+    steps: int = 5000
     batch: int = 32
     queries: int = 2
     lr: float = 2e-3
@@ -235,15 +236,25 @@ def _write_checkpoint(
     """Saves the averaged weights with config and processors; the policy keeps training with its own."""
     own = [p.detach().clone() for p in weights]
     config = policy.config
-    before = (config.train_expert_only, config.objective, config.total_steps, config.trained_steps)
+    changed = {
+        "train_expert_only": True,
+        "objective": "ofp",
+        "flow_matching": FlowMatchingConfig(),
+        "tokenizer_name": PACKAGED_TOKENIZER,
+        "device": None,
+        "total_steps": None,
+        "trained_steps": 0,
+    }
+    before = {name: getattr(config, name) for name in changed}
     with torch.no_grad():
         for parameter, value in zip(weights, average, strict=True):
             parameter.copy_(value)
-        config.train_expert_only, config.objective = True, "ofp"
-        config.total_steps, config.trained_steps = None, 0
+        for name, value in changed.items():
+            setattr(config, name, value)
         policy.save_pretrained(folder)
         pre.save_pretrained(folder)
         post.save_pretrained(folder)
-        config.train_expert_only, config.objective, config.total_steps, config.trained_steps = before
+        for name, value in before.items():
+            setattr(config, name, value)
         for parameter, value in zip(weights, own, strict=True):
             parameter.copy_(value)

@@ -1,5 +1,7 @@
 """The cached-prefix, trimmed and packed path against LeRobot's joint forward: losses and every gradient."""
 
+from collections import Counter
+
 import pytest
 import torch
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
@@ -86,10 +88,16 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(expert_only):
     plain = tiny_policy(train_expert_only=expert_only).train()
     spared = tiny_policy(train_expert_only=expert_only, gradient_checkpointing=True).train()
     assert spared.model.gradient_checkpointing_enabled
+    runs = Counter()
+    for name, policy in (("plain", plain), ("spared", spared)):
+        mlp = policy.model.paligemma_with_expert.gemma_expert.model.layers[0].mlp
+        mlp.register_forward_pre_hook(lambda *_, key=name: runs.update([key]))
     batch = tiny_batch()
     losses = [packed_loss(p, batch) for p in (plain, spared)]
     assert torch.equal(*losses)
     expected, found = gradients(plain, losses[0]), gradients(spared, losses[1])
+    # the backward pass of the spared policy runs the layer once more
+    assert runs == {"plain": 1, "spared": 2}
     assert expected.keys() == found.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)

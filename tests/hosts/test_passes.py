@@ -31,6 +31,17 @@ def test_step_encodes_the_prefix_once_and_runs_the_expert_as_often_as_the_object
     assert sum(OFP(settings).passes.values()) == expert
 
 
+def test_of_the_vlms_last_layer_only_keys_and_values_are_computed():
+    policy = tiny_policy()
+    layers = policy.model.paligemma_with_expert.paligemma.model.language_model.layers
+    ran = []
+    for number, layer in enumerate(layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, n=number: ran.append(n))
+    prefix = policy.host.bind(observe(policy, tiny_batch())).prefix
+    assert ran == list(range(len(layers) - 1))
+    assert len(prefix.keys) == len(prefix.values) == len(layers)
+
+
 def test_flow_matching_step_is_one_prefix_and_one_expert_pass():
     policy = tiny_policy(objective="flow_matching", total_steps=10)
     policy(tiny_batch())[0].backward()

@@ -108,6 +108,16 @@ def test_diagonal_gives_the_head_no_gradient_and_an_interval_does():
         assert any(g is not None and bool(g.abs().max() > 0) for g in gradients) is moved
 
 
+def test_residual_of_a_trained_head_vanishes_with_the_length_of_the_interval():
+    policy = tiny_policy()
+    train_head(policy)
+    with torch.no_grad():
+        sizes = policy.model.interval_head(torch.tensor([0.0, 1e-7, 1e-5, 0.5])).norm(dim=1)
+    assert sizes[0] == 0
+    assert sizes[1] < 1e-2 * sizes[3]
+    assert sizes[1] < sizes[2]
+
+
 def test_kinds_of_attention_agree(fresh_policy):
     t, r = times(3)
     null = torch.tensor([False, True, False])

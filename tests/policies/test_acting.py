@@ -105,8 +105,6 @@ def test_queue_hands_out_the_chunk_action_by_action():
     assert all(torch.equal(a, b) for a, b in zip(taken, expected, strict=True))
 
 
-# ---- relative actions ------------------------------------------------------------------------------------------
-
 RELATIVE = {"use_relative_actions": True, "action_feature_names": ACTION_NAMES}
 NORMS = {
     "quantiles": {},
@@ -184,9 +182,6 @@ def test_rebase_is_the_difference_of_states_times_the_ratio_of_the_ranges():
     torch.testing.assert_close(moved, expected)
     assert torch.equal(moved[..., 3], actions[..., 3])
     torch.testing.assert_close(rebase(moved, new, old, scale), actions)
-
-
-# ---- limits ----------------------------------------------------------------------------------------------------
 
 
 def test_actions_beyond_the_datasets_range_are_clipped_counted_and_reported_once(caplog):

@@ -37,7 +37,9 @@ def test_missing_camera_is_refused_with_both_lists_and_may_be_allowed(policy):
     assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("shape", [(3, HORIZON, ACTIONS - 1), (3, HORIZON, ACTIONS + 1), (3, HORIZON + 1, ACTIONS)])
+@pytest.mark.parametrize(
+    "shape", [(3, HORIZON, ACTIONS - 1), (3, HORIZON, ACTIONS + 1), (3, HORIZON + 1, ACTIONS)]
+)
 def test_actions_of_another_size_are_refused_with_both_sizes(policy, shape):
     with pytest.raises(DataError) as caught:
         policy(tiny_batch(**{ACTION: torch.zeros(shape)}))

@@ -1,4 +1,4 @@
-"""A checkpoint loads exactly or not at all: stock weights, wrong keys, broken files, revisions, an offline Hub."""
+"""A checkpoint loads exactly or not at all: stock weights, wrong keys, broken files, revisions, no Hub."""
 
 import json
 import logging

@@ -112,7 +112,9 @@ def test_configuration_refuses_a_bad_value_by_field_and_value(field, value):
 
 
 def test_stock_configuration_becomes_ours_with_its_values_and_one_step():
-    stock = PI05Config(device="cpu", chunk_size=30, n_action_steps=20, optimizer_lr=1e-4, use_relative_actions=True)
+    stock = PI05Config(
+        device="cpu", chunk_size=30, n_action_steps=20, optimizer_lr=1e-4, use_relative_actions=True
+    )
     ours = _as_ofp_config(stock, "stock")
     assert (ours.type, ours.arch) == ("pi05_ofp", "full")
     assert (ours.chunk_size, ours.n_action_steps, ours.optimizer_lr) == (30, 20, 1e-4)

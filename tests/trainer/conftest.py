@@ -10,7 +10,17 @@ from lerobot.scripts import lerobot_train
 
 import ofp_vla.policies  # noqa: F401  registers the policy type
 
-from ..tiny import HORIZON, SIDE, STATE, WIDTH, WORDS, random_stats, tiny_policy, write_dataset, write_tokenizer
+from ..tiny import (
+    HORIZON,
+    SIDE,
+    STATE,
+    WIDTH,
+    WORDS,
+    random_stats,
+    tiny_policy,
+    write_dataset,
+    write_tokenizer,
+)
 
 
 @pytest.fixture(scope="session")

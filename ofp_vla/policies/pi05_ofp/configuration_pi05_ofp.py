@@ -29,12 +29,12 @@ class ProgressCosineSchedulerConfig(CosineDecayWithWarmupSchedulerConfig):
     """LeRobot's cosine decay, which also tells the policy how many steps the run has.
 
     LeRobot's trainer hands the number of steps to the scheduler and to nothing else; the objective's
-    schedules
-    need it too. On resume the trainer reads this object from the checkpoint, so the optimiser's parameters
-    are the only way from here to the policy.
+    schedules need it too. On resume the trainer reads this object from the checkpoint, so the optimiser's
+    parameters are the only way from here to the policy.
     """
 
     def build(self, optimizer: Optimizer, num_training_steps: int) -> LambdaLR:
+        """LeRobot's schedule over `num_training_steps`, told to the policy's configuration."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 config = parameter.__dict__.pop(POLICY_CONFIG, None)
@@ -50,7 +50,8 @@ class PI05OFPConfig(PI05Config):
 
     Attributes:
         arch: "full" is the published size; "tiny" and "small" are the same classes for two CPU cores.
-        tokenizer_name: Hub id or folder of the tokenizer; it is stored inside the checkpoint's processor.
+        tokenizer_name: Hub id or folder, or "ofp_vla/tiny" for the packaged one; it is stored inside the
+            checkpoint's processor.
         objective: "ofp", or "flow_matching" for plain fine-tuning through the same cached-prefix path.
         ofp: settings of the OFP objective, see `ofp_vla.core.objectives.OFPConfig`.
         flow_matching: settings of "flow_matching"; its `alpha` 4 is the "Let It Be Simple" baseline.

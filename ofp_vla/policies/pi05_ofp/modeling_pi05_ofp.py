@@ -85,7 +85,6 @@ class PI05OFPPolicy(PI05Policy):
         self.reset()
 
     # ---- weights
-    # ---------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -167,7 +166,6 @@ class PI05OFPPolicy(PI05Policy):
         return {"target_modules": EXPERT_LINEARS, "modules_to_save": ["interval_head"], "lora_alpha": 32}
 
     # ---- training
-    # --------------------------------------------------------------------------------------------
 
     def get_optim_params(self) -> list[dict[str, Any]]:
         """Trained parameters, the interval head in a group of its own; makes the weight roles."""
@@ -242,15 +240,14 @@ class PI05OFPPolicy(PI05Policy):
         return ActionChunk(actions, valid)
 
     # ---- observation
-    # -----------------------------------------------------------------------------------------
 
     def _observation(self, batch: dict[str, Tensor]) -> Observation:
         missing = [k for k in self.config.image_features if k not in batch and EMPTY_CAMERA not in k]
         if missing and not self.config.allow_missing_cameras:
             have = sorted(k for k in batch if k.startswith("observation.images"))
             raise DataError(
-                f"the checkpoint needs cameras {missing}, the batch has {have}; rename them with --rename_map, "
-                f"or set --policy.allow_missing_cameras=true to act without"
+                f"the checkpoint needs cameras {missing}, the batch has {have}; rename them with "
+                f"--rename_map, or set --policy.allow_missing_cameras=true to act without"
             )
         present = [k for k in self.config.image_features if k in batch]
         images, _ = self._preprocess_images(batch)
@@ -259,7 +256,6 @@ class PI05OFPPolicy(PI05Policy):
         )
 
     # ---- acting
-    # ----------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forgets the queued actions and the last chunk; call it when an episode starts."""

@@ -22,6 +22,7 @@ from lerobot.processor import (
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from ofp_vla.assets import PACKAGED_TOKENIZER, tiny_tokenizer
 from ofp_vla.errors import DataError
 from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
 
@@ -86,6 +87,11 @@ class TravellingTokenizerStep(TokenizerProcessorStep):
         return config
 
 
+def _resolve_tokenizer(name: str) -> str:
+    """A Hub id or folder as it is; the name of the packaged tokenizer becomes its folder."""
+    return str(tiny_tokenizer()) if name == PACKAGED_TOKENIZER else name
+
+
 def _to_bytes(text: str) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
 
@@ -114,7 +120,7 @@ def make_pi05_ofp_pre_post_processors(
         steps.normalize,
         Pi05PrepareStateTokenizerProcessorStep(max_state_dim=config.max_state_dim),
         TravellingTokenizerStep(
-            tokenizer_name=config.tokenizer_name,
+            tokenizer_name=_resolve_tokenizer(config.tokenizer_name),
             max_length=config.tokenizer_max_length,
             padding_side="right",
             padding="max_length",

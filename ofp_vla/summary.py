@@ -1,0 +1,34 @@
+"""The numbers of a report as a table in the terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from robotwin_eval.report.data import ReportData
+
+
+def show_summary(data: ReportData, console: Console) -> None:
+    """Prints success, interval, median latency and coverage of modes (1 is full), a row a policy and task."""
+    table = Table(title=data.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("policy", "task"):
+        table.add_column(name, no_wrap=True)
+    for name in ("success", "95 % interval", "solved", "ms/chunk", "modes"):
+        table.add_column(name, justify="right")
+    speed = {row.policy: f"{1000 * row.median:.1f}" for row in data.latencies}
+    modes = {(row.policy, row.task): row.coverage for row in data.modes}
+    for rate in data.rates:
+        if len(data.tasks) == 1 and not rate.task:
+            continue
+        coverage = modes.get((rate.policy, rate.task))
+        table.add_row(
+            data.labels[rate.policy],
+            rate.task or "all",
+            f"{rate.interval.estimate:.1%}",
+            f"{100 * rate.interval.low:.0f}–{100 * rate.interval.high:.0f} %",
+            f"{rate.successes}/{rate.episodes}",
+            speed.get(rate.policy, "–"),
+            "–" if coverage is None or coverage.ratio is None else f"{coverage.ratio:.2f}",
+        )
+    console.print(table)
