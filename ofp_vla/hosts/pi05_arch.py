@@ -179,7 +179,7 @@ class SizedPaliGemmaWithExpert(PaliGemmaWithExpertModel):
         self.paligemma.lm_head = nn.Identity()
         self.gemma_expert.lm_head = nn.Identity()
         self._open_gates(size.expert_width)
-        self.to_bfloat16_for_selected_params(precision)  # type: ignore[arg-type]
+        self.to_bfloat16_for_selected_params(precision)
         self._set_requires_grad()
 
     def _open_gates(self, width: int) -> None:

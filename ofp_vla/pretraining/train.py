@@ -236,12 +236,13 @@ def _write_checkpoint(
     """Saves the averaged weights with config and processors; the policy keeps training with its own."""
     own = [p.detach().clone() for p in weights]
     config = policy.config
-    changed = {
+    changed: dict[str, Any] = {
         "train_expert_only": True,
         "objective": "ofp",
         "flow_matching": FlowMatchingConfig(),
         "tokenizer_name": PACKAGED_TOKENIZER,
         "device": None,
+        "push_to_hub": False,
         "total_steps": None,
         "trained_steps": 0,
     }
@@ -249,12 +250,12 @@ def _write_checkpoint(
     with torch.no_grad():
         for parameter, value in zip(weights, average, strict=True):
             parameter.copy_(value)
-        for name, value in changed.items():
-            setattr(config, name, value)
+        for name, setting in changed.items():
+            setattr(config, name, setting)
         policy.save_pretrained(folder)
         pre.save_pretrained(folder)
         post.save_pretrained(folder)
-        for name, value in before.items():
-            setattr(config, name, value)
+        for name, setting in before.items():
+            setattr(config, name, setting)
         for parameter, value in zip(weights, own, strict=True):
             parameter.copy_(value)
