@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 PACKAGED_TOKENIZER = "ofp_vla/tiny"
+PACKAGED_BASE = "ofp_vla/pi05_tiny_base"
 _ROOT = Path(__file__).parent / "_assets"
 
 
 def tiny_base() -> Path:
-    """Folder of the tiny π0.5 base checkpoint (LeRobot's layout), trained on the embedded tasks."""
+    """Folder of the tiny π0.5 base checkpoint (LeRobot's layout), trained on the embedded tasks.
+
+    Adapters name it as `PACKAGED_BASE`, so that they find it wherever the package is installed.
+    """
     return _ROOT / "pi05_tiny_base"
 
 

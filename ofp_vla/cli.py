@@ -184,7 +184,7 @@ def pretrain_tiny(
     workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
     threads: Annotated[int, typer.Option(help="CPU threads of the training.")] = 1,
 ) -> None:
-    """Train the tiny base checkpoint again, as the shipped one was made."""
+    """Train a tiny base checkpoint; the shipped one's `training.json` says how its run differed."""
     from ofp_vla.pretraining.run import pretrain_tiny as run
     from ofp_vla.pretraining.train import PretrainSettings
 

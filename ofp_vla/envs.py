@@ -65,7 +65,7 @@ class RobotwinEvalEnv(gym.Env[dict[str, Any], np.ndarray]):
         task: "press_button", "lift_bar" or "transfer_cube".
         cameras: cameras to render at every step.
         image_size: height and width of a picture in pixels.
-        split: which sentences `task_description` takes, "unseen" or "seen" (those of the demonstrations).
+        split: which sentences `task_description` takes, "seen" (those of the demonstrations) or "unseen".
         episode_length: step limit; the task's own where None.
         render_mode: "rgb_array" lets `render()` return `cam_high`.
 
@@ -87,7 +87,7 @@ class RobotwinEvalEnv(gym.Env[dict[str, Any], np.ndarray]):
         task: str = "press_button",
         cameras: Sequence[str] = ("cam_high",),
         image_size: int = 64,
-        split: str = "unseen",
+        split: str = "seen",
         episode_length: int | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
@@ -176,7 +176,7 @@ class RobotwinEvalEnvConfig(EnvConfig):
         fps: control steps per second, which the suite fixes.
         cameras: cameras of the observation; `cam_high` is `observation.images.cam_high` for the policy.
         image_size: height and width of a picture in pixels.
-        split: sentences of the prompt, "unseen" or "seen" (those of the demonstrations).
+        split: sentences of the prompt, "seen" (those of the demonstrations) or "unseen".
         episode_length: step limit; the task's own where None.
     """
 
@@ -184,7 +184,7 @@ class RobotwinEvalEnvConfig(EnvConfig):
     fps: int = FPS
     cameras: list[str] = field(default_factory=lambda: ["cam_high"])
     image_size: int = 64
-    split: str = "unseen"
+    split: str = "seen"
     episode_length: int | None = None
 
     def __post_init__(self) -> None:

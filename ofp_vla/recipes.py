@@ -4,6 +4,9 @@ from pathlib import Path
 
 from ofp_vla.errors import OFPError
 
+# site-packages may hold another package's `recipes`; ours has this file.
+MARK = "pi05_ofp_lora.yaml"
+
 
 class UnknownRecipe(OFPError, ValueError):
     """A recipe was asked for by a name that no file has."""
@@ -19,7 +22,7 @@ def recipes_folder() -> Path:
     # A checkout first: an editable install keeps a copy that goes stale as the recipes change.
     candidates = (package.parent / "recipes", package / "_recipes")
     for folder in candidates:
-        if folder.is_dir():
+        if (folder / MARK).is_file():
             return folder
     raise FileNotFoundError(f"no recipes in {candidates[0]} or {candidates[1]}: reinstall lerobot_policy_ofp")
 

@@ -97,7 +97,7 @@ def test_episodes_are_the_simulators_own_at_the_evaluations_seeds(
     expected = suite.observe(["cam_high"])
     np.testing.assert_array_equal(observation["agent_pos"], expected.state)
     np.testing.assert_array_equal(observation["pixels"]["cam_high"], expected.images["cam_high"])
-    assert env.task_description == suite.instruction(TASK, EVALUATION_BLOCK + 3, "unseen")
+    assert env.task_description == suite.instruction(TASK, EVALUATION_BLOCK + 3, "seen")
     assert env.metadata["render_fps"] == CONTROL_HZ
 
 
@@ -161,7 +161,7 @@ def test_lerobots_rollout_gives_the_sentence_as_prompt_and_finds_the_success(sui
     result = rollout(vector, policy, *pipeline, seeds=[0, 1])
     vector.close()
     assert result["success"].any(dim=1).tolist() == [True, True]
-    sentences = [suite.instruction(TASK, EVALUATION_BLOCK + index, "unseen") for index in range(2)]
+    sentences = [suite.instruction(TASK, EVALUATION_BLOCK + index, "seen") for index in range(2)]
     assert all(seen["task"] == sentences for seen in policy.seen)
     assert all(" " in sentence for sentence in sentences)
     first = policy.seen[0]

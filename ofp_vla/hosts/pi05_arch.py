@@ -40,7 +40,7 @@ class Pi05Size:
 
 
 SIZES: dict[str, Pi05Size] = {
-    # 1.6 M parameters: trains and simulates on two CPU cores; the embedded base checkpoint has it.
+    # 1.75 M parameters: trains and simulates on two CPU cores; the embedded base checkpoint has it.
     "tiny": Pi05Size(
         vlm_width=64,
         expert_width=128,

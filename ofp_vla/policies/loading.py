@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ofp_vla.assets import PACKAGED_BASE, tiny_base
 from ofp_vla.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -26,7 +27,8 @@ class CheckpointFiles:
 
     def __init__(self, source: str | Path, **hub: Any) -> None:
         self.source = str(source)
-        self.folder = Path(source) if os.path.isdir(source) else None
+        place = tiny_base() if self.source == PACKAGED_BASE else Path(source)
+        self.folder = place if place.is_dir() else None
         self._hub = {k: v for k, v in hub.items() if v is not None}
 
     def get(self, name: str) -> Path | None:

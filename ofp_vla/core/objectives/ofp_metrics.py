@@ -24,8 +24,8 @@ def measure(
 
     Each term's loss under its name; `guidance_ratio` = rms g / rms y; `consistency_gap` and `endpoint_gap`
     = rms error relative to the rms of the target; `draw_std` = standard deviation of one-step chunks of
-    the same observation, where at least two of its queries went from noise to data. A ratio without a row
-    to compute it on is left out.
+    the same observation, where at least two of its queries went from noise to data; `guidance_norm` = rms g.
+    A number without a row to compute it on is 0: every step and every rank reports the same names.
     """
     ratios: dict[str, tuple[Tensor, Tensor]] = {}
     for term, name in (
@@ -42,6 +42,9 @@ def measure(
                 above = above + _sum(draw.masks[term], masked_mean_square(answer - target[term], valid))
                 below = below + _sum(draw.masks[term], masked_mean_square(base, valid))
         ratios[name] = (above, below)
+        if term == "guidance":
+            rows = torch.stack([d.masks[term].float().sum() for d in draws if term in d.masks]).sum()
+            ratios["guidance_norm"] = (above, rows)
     ratios["draw_std"] = _draw_variance(draws, answers, valid)
 
     flat = [term.mean() for term in terms.values()]
@@ -50,8 +53,7 @@ def measure(
     metrics = dict(zip(terms, numbers, strict=False))
     for i, name in enumerate(ratios):
         above_, below_ = numbers[len(terms) + 2 * i : len(terms) + 2 * i + 2]
-        if below_ != 0:
-            metrics[name] = (above_ / below_) ** 0.5
+        metrics[name] = (above_ / below_) ** 0.5 if below_ else 0.0
     return metrics
 
 

@@ -17,6 +17,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
+from ofp_vla.assets import PACKAGED_BASE, tiny_base
 from ofp_vla.core.draws import normal
 from ofp_vla.core.ema import EmaDecay, update_ema
 from ofp_vla.core.field import ActionChunk
@@ -164,6 +165,14 @@ class PI05OFPPolicy(PI05Policy):
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """Every linear layer of the action expert and the time MLP by LoRA; the new interval head in full."""
         return {"target_modules": EXPERT_LINEARS, "modules_to_save": ["interval_head"], "lora_alpha": 32}
+
+    def wrap_with_peft(self, peft_config: Any = None, peft_cli_overrides: dict | None = None) -> Any:
+        """LeRobot's wrapping; an adapter on the packaged base names it by alias, not by path."""
+        wrapped = super().wrap_with_peft(peft_config, peft_cli_overrides)
+        if Path(str(self.config.pretrained_path)).resolve() == tiny_base().resolve():
+            for adapter in wrapped.peft_config.values():
+                adapter.base_model_name_or_path = PACKAGED_BASE
+        return wrapped
 
     # ---- training
 
