@@ -175,6 +175,7 @@ class Demo:
             f"--dataset.repo_id={DATASET}",
             f"--dataset.root={self.dataset}",
             f"--seed={s.seed}",
+            f"--policy.scheduler_decay_steps={s.steps}",
             "--policy.push_to_hub=false",
             "--wandb.enable=false",
             # A forked worker need not import everything anew, which takes longer than many a demo's training.

@@ -57,8 +57,10 @@ def test_tiny_recipe_starts_from_its_base_with_its_own_settings(name: str, base:
     assert isinstance(config.policy, PI05OFPConfig)
     assert config.policy.arch == "tiny"
     assert config.policy.pretrained_path == base
-    settings = {key: value for key, value in written["policy"].items() if key != "path"}
+    settings = {key: value for key, value in written["policy"].items() if key not in ("path", "ofp")}
     assert {key: getattr(config.policy, key) for key in settings} == settings
+    objective = written["policy"]["ofp"]
+    assert {key: getattr(config.policy.ofp, key) for key in objective} == objective
     assert config.optimizer.lr == written["policy"]["optimizer_lr"]
     assert (config.batch_size, config.steps) == (written["batch_size"], written["steps"])
     assert (config.peft is not None) == ("peft" in written)

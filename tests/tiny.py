@@ -73,7 +73,7 @@ def train_head(policy: PI05OFPPolicy, seed: int = 1) -> None:
 def tiny_batch(rows: int = 3, seed: int = 0, **changes: Tensor | None) -> dict[str, Tensor]:
     """A batch as the pre-processor leaves it, prompts of different lengths; None drops a key."""
     g = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([7 + 5 * i for i in range(rows)]).clamp(max=WORDS)
+    lengths = torch.tensor([7 + 5 * i for i in range(rows)]).clamp(max=WORDS - 1)
     mask = torch.arange(WORDS)[None] < lengths[:, None]
     batch = {
         **{name: torch.rand(rows, 3, SIDE, SIDE, generator=g) for name in CAMERAS},

@@ -33,6 +33,8 @@ class IntervalHead(nn.Module):
     def forward(self, length: Tensor) -> Tensor:
         """Residual for interval lengths (B,); rows of length 0 are exactly 0, without gradient."""
         both = self._embed(torch.cat([length, length.new_zeros(1)]))
-        phi = self.output(nn.functional.silu(self.hidden(both.to(self.hidden.weight.dtype))))
+        # In bfloat16 the difference of two nearly equal values would keep few correct digits.
+        with torch.autocast(device_type=length.device.type, enabled=False):
+            phi = self.output(nn.functional.silu(self.hidden(both.to(self.hidden.weight.dtype))))
         residual = (phi[:-1] - phi[-1:]).to(torch.float32)
         return torch.where(length[:, None] == 0, torch.zeros_like(residual), residual)

@@ -206,7 +206,9 @@ class Pi05Host:
                 self._expert_layer, layer, hidden, cond, key, value, cos, sin, mask, shape
             )
         hidden, _ = layernorm_forward(decoder.norm, hidden, cond)
-        return model.action_out_proj(hidden.to(torch.float32)).float().view(batch, queries, horizon, -1)
+        with torch.autocast(device_type=z.device.type, enabled=False):
+            velocity = model.action_out_proj(hidden.to(torch.float32)).float()
+        return velocity.view(batch, queries, horizon, -1)
 
     @staticmethod
     def _packed_mask(prefix: Prefix, null: Tensor, horizon: int) -> Tensor:

@@ -78,8 +78,8 @@ def _adapter_modules(policy: nn.Module) -> list[Any]:
 
 
 def has_adapters(policy: nn.Module) -> bool:
-    """Whether PEFT has wrapped modules of `policy`."""
-    return any(isinstance(m, BaseTunerLayer) for m in policy.modules())
+    """Whether PEFT has wrapped modules of `policy`; it then sets `peft_config` on it."""
+    return hasattr(policy, "peft_config")
 
 
 class AdapterRoles(Roles):
@@ -186,10 +186,13 @@ class TensorRoles(Roles):
         try:
             for name, p in parameters.items():
                 p.data = chosen[name].to(p.device, p.dtype)
+            # Autocast keeps its copies by parameter, whatever data that holds by now.
+            torch.clear_autocast_cache()
             yield
         finally:
             for name, p in parameters.items():
                 p.data = own[name]
+            torch.clear_autocast_cache()
 
 
 def make_roles(policy: nn.Module, names: Sequence[str] = ()) -> Roles:

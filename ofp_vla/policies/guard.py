@@ -1,4 +1,4 @@
-"""The last gate before a robot: no NaN and nothing beyond the limits leaves the policy silently."""
+"""What goes in and what comes out: no NaN, no cut prompt, nothing beyond the limits passes silently."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from lerobot.configs.types import NormalizationMode
+from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from ofp_vla.errors import NonFiniteActionError
+from ofp_vla.errors import DataError, NonFiniteActionError
 from ofp_vla.policies.normalization import normalization_line
+from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,26 @@ class ActionGuard:
         return torch.cat([inside, actions[..., size:]], dim=-1)
 
 
+def check_action_size(size: int, config: PI05OFPConfig) -> None:
+    """Compares the robot's number of action dimensions with what the checkpoint was made for.
+
+    Raises:
+        DataError: More dimensions than the network has, or other limits, with both sizes.
+    """
+    if size > config.max_action_dim:
+        raise DataError(
+            f"the environment or dataset has {size} action dimensions, the policy at most "
+            f"max_action_dim={config.max_action_dim}"
+        )
+    for name in ("action_low", "action_high"):
+        limits = getattr(config, name)
+        if limits is not None and len(limits) != size:
+            raise DataError(
+                f"the environment or dataset has {size} action dimensions, the checkpoint was trained with "
+                f"{len(limits)} (policy.{name}); use one with {len(limits)}, or train on the new robot's data"
+            )
+
+
 def limits_from_stats(
     action: Mapping[str, Any], mode: NormalizationMode | str
 ) -> tuple[list[float], list[float]] | None:
@@ -81,3 +103,39 @@ def limits_from_stats(
     slope, offset = line
     low, high = (slope * torch.as_tensor(action[k]).float().flatten() + offset for k in ("min", "max"))
     return low.tolist(), high.tolist()
+
+
+def refuse_full_prompts(mask: Tensor, limit: int) -> None:
+    """Raises DataError where a prompt, mask (B, L), leaves none of `limit` tokens free.
+
+    LeRobot's own tokenizer step, which a stock checkpoint brings, cuts a long prompt without a word, and a
+    cut prompt cannot be told from one that just fits; so both are refused, as the packaged step does.
+    """
+    full = mask.bool().all(dim=1)
+    if mask.shape[1] >= limit and bool(full.any()):
+        rows = full.nonzero().flatten().tolist()
+        raise DataError(
+            f"prompts of batch rows {rows} fill all {mask.shape[1]} tokens and may have been cut, which "
+            f"loses the robot's state at their end; raise tokenizer_max_length={limit} in the policy and "
+            f"max_length of the tokenizer step in policy_preprocessor.json, or shorten the task"
+        )
+
+
+def refuse_nonfinite(batch: Mapping[str, Any]) -> None:
+    """Raises DataError where an observation or action holds NaN or infinity, with its rows."""
+    for key, value in batch.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 1):
+            continue
+        if not (key == ACTION or key.startswith("observation.")):
+            continue
+        bad = ~torch.isfinite(value).flatten(1).all(dim=1) if value.ndim > 1 else ~torch.isfinite(value)
+        if bool(bad.any()):
+            rows = bad.nonzero().flatten()
+            where = f"batch rows {rows.tolist()}"
+            if isinstance(batch.get("index"), Tensor):
+                where += (
+                    f", dataset indices {batch['index'].flatten()[rows.to(batch['index'].device)].tolist()}"
+                )
+            raise DataError(
+                f"{key!r} holds NaN or infinity in {where}; the step was refused. Repair these frames"
+            )

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, PeftModel
 
 from ofp_vla.core import Query
 from ofp_vla.core.ema import EmaDecay
-from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER, AdapterRoles, TensorRoles
+from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER, AdapterRoles, TensorRoles, has_adapters
 
 from ..tiny import HORIZON, WIDTH, observe, tiny_batch, tiny_policy, train_head
 
@@ -168,3 +168,39 @@ def test_saved_tensors_of_another_model_are_refused_by_name():
     with pytest.raises(ValueError, match="surplus"):
         roles.load(EMA, tensors)
     assert roles.available == {STUDENT}
+
+
+@pytest.mark.parametrize("first", [STUDENT, EMA])
+def test_autocast_gives_each_role_its_own_weights_whichever_runs_first(kind, first):
+    policy = build(kind)
+    roles = policy.host.roles
+    roles.add(EMA)
+    move_student(policy)
+    roles_in_order = (first, STUDENT if first == EMA else EMA)
+
+    alone = []
+    for name in roles_in_order:
+        with torch.autocast("cpu", torch.bfloat16):
+            alone += with_grad(policy, [name])
+    with torch.autocast("cpu", torch.bfloat16):
+        together = with_grad(policy, roles_in_order)
+    assert not torch.equal(*alone)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def with_grad(policy, names):
+    """Answers of the roles; autocast keeps copies only of weights that record a graph."""
+    g = torch.Generator().manual_seed(0)
+    query = Query(torch.randn(3, HORIZON, WIDTH, generator=g), torch.full((3,), 0.2), torch.full((3,), 0.9))
+    return [policy.host.bind(observe(policy, tiny_batch()), n)([query])[0].detach() for n in names]
+
+
+def test_other_peft_methods_are_refused_by_name():
+    policy = tiny_policy()
+    policy.config.pretrained_path = "base"
+    with pytest.raises(ValueError, match=r"LoRA.*MISS"):
+        policy.wrap_with_peft(peft_cli_overrides={"method_type": "MISS", "r": 4})
+    config = IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"])
+    with pytest.raises(ValueError, match=r"LoRA.*IA3"):
+        policy.wrap_with_peft(peft_config=config)
+    assert not has_adapters(policy)

@@ -52,9 +52,9 @@ def stock_velocity(policy, batch, z, s):
 
 
 def full_prompts(rows=3):
-    """Prompts without padding: the host then runs LeRobot's own shapes."""
-    tokens = torch.randint(2, 1000, (rows, WORDS), generator=torch.Generator().manual_seed(9))
-    mask = torch.ones(rows, WORDS, dtype=torch.bool)
+    """Prompts without padding, below the policy's limit: the host then runs LeRobot's own shapes."""
+    tokens = torch.randint(2, 1000, (rows, WORDS - 1), generator=torch.Generator().manual_seed(9))
+    mask = torch.ones(rows, WORDS - 1, dtype=torch.bool)
     return tiny_batch(rows, **{OBS_LANGUAGE_TOKENS: tokens, OBS_LANGUAGE_ATTENTION_MASK: mask})
 
 
@@ -186,3 +186,19 @@ def test_null_rows_and_packed_queries_leave_the_others_alone(fresh_policy):
     second, _ = ask(fresh_policy, batch, Query(z, t, r), Query(1e3 * chunks(3, 8), t, t, ~null))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, alone, rtol=0, atol=2e-6)
+
+
+def test_interval_residual_and_output_projection_stay_in_float32_under_bfloat16_autocast():
+    policy = tiny_policy()
+    train_head(policy)
+    model, seen = policy.model, {}
+    for name in ("action_in_proj", "action_out_proj"):
+        getattr(model, name).register_forward_hook(lambda *a, key=name: seen.update({key: a[2].dtype}))
+    lengths = torch.tensor([0.0, 0.01, 0.7])
+    exact = model.interval_head(lengths)
+    t, r = times(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.interval_head(lengths), exact)
+        (velocity,) = ask(policy, tiny_batch(), Query(chunks(3), t, r))
+    assert seen == {"action_in_proj": torch.bfloat16, "action_out_proj": torch.float32}
+    assert velocity.dtype == torch.float32

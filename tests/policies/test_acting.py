@@ -9,8 +9,9 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from ofp_vla.core import shift_and_pad
+from ofp_vla.core.objectives import OFPConfig
 from ofp_vla.errors import DataError, NonFiniteActionError
-from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import adopt_statistics
+from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy, adopt_statistics
 from ofp_vla.policies.warm_start import rebase
 
 from ..tiny import (
@@ -23,6 +24,7 @@ from ..tiny import (
     WIDTH,
     random_stats,
     tiny_batch,
+    tiny_config,
     train_head,
 )
 from ..tiny import tiny_policy as untrained_policy
@@ -69,7 +71,8 @@ def test_first_chunk_is_cold_the_second_starts_from_the_first_and_reset_forgets_
 
 def test_warm_start_at_time_zero_equals_a_cold_start_and_can_be_switched_off():
     batch, later = tiny_batch(), tiny_batch(seed=1)
-    for changes in ({"warm_start_time": 0.0}, {"warm_start": False}):
+    at_zero = {"warm_start_time": 0.0, "ofp": OFPConfig(t_w=0.0)}
+    for changes in (at_zero, {"warm_start": False}):
         policy = tiny_policy(**changes)
         policy.predict_action_chunk(batch, noise=noise(0))
         again = policy.predict_action_chunk(later, noise=noise(1))
@@ -223,3 +226,36 @@ def test_state_that_is_no_number_is_refused_before_it_becomes_a_word_of_the_prom
     state[2, 1] = float("nan")
     with pytest.raises(DataError, match=r"observation\.state.*batch rows \[2\]"):
         tiny_policy().predict_action_chunk(tiny_batch(**{OBS_STATE: state}))
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["empty queue", "filled queue"])
+def test_state_that_is_no_number_is_refused_also_where_a_queued_action_is_rebased_to_it(tokenizer, queued):
+    policy, _, _ = relative_policy(tokenizer)
+    if queued:
+        policy.select_action(tiny_batch())
+    state = tiny_batch()[OBS_STATE]
+    state[2, 1] = float("nan")
+    before = len(policy._action_queue)
+    with pytest.raises(DataError, match=r"observation\.state.*batch rows \[2\]"):
+        policy.select_action(tiny_batch(**{OBS_STATE: state}))
+    assert len(policy._action_queue) == before
+
+
+def test_queued_relative_actions_without_statistics_are_refused_and_single_ones_are_not():
+    assert tiny_policy(**RELATIVE, n_action_steps=1).select_action(tiny_batch()).shape == (3, ACTIONS)
+    with pytest.raises(DataError, match=r"rebase_scale.*--policy\.n_action_steps=1"):
+        tiny_policy(**RELATIVE, n_action_steps=2).select_action(tiny_batch())
+
+
+@pytest.mark.parametrize("size", [ACTIONS - 1, ACTIONS + 1])
+def test_limits_of_another_robot_are_refused_with_both_sizes_unless_new_statistics_replace_them(size):
+    limits = {"action_low": [-1.0] * size, "action_high": [1.0] * size}
+    with pytest.raises(DataError, match=rf"{ACTIONS} action dimensions.*trained with {size}"):
+        tiny_policy(**limits)
+    policy = PI05OFPPolicy(tiny_config(**limits), dataset_stats=random_stats())
+    assert len(policy.config.action_low) == ACTIONS
+
+
+def test_more_action_dimensions_than_the_network_has_are_refused_with_both_sizes():
+    with pytest.raises(DataError, match=rf"{ACTIONS} action dimensions.*max_action_dim={ACTIONS - 1}"):
+        tiny_policy(max_action_dim=ACTIONS - 1)

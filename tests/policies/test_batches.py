@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
 from ofp_vla.core import ActionChunk, Losses
 from ofp_vla.errors import DataError
 from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy
 
-from ..tiny import ACTIONS, CAMERAS, HORIZON, WIDTH, random_stats, tiny_batch, tiny_config, tiny_policy
+from ..tiny import ACTIONS, CAMERAS, HORIZON, WIDTH, WORDS, random_stats, tiny_batch, tiny_config, tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,19 @@ def test_loss_per_sample_averages_to_the_loss_and_the_log_holds_plain_numbers(po
     torch.testing.assert_close(rows.mean(), loss)
     assert {"flow", "consistency", "guidance", "endpoint", "ema_distance"} <= log.keys()
     assert all(isinstance(v, float) for v in log.values())
+
+
+def test_prompt_that_fills_every_token_is_refused_in_training_and_acting_because_it_may_be_cut(policy):
+    mask = tiny_batch()[OBS_LANGUAGE_ATTENTION_MASK].clone()
+    mask[1] = True
+    full = tiny_batch(**{OBS_LANGUAGE_ATTENTION_MASK: mask})
+    for use in (policy, policy.generate):
+        with pytest.raises(
+            DataError, match=rf"rows \[1\] fill all {WORDS} tokens.*tokenizer_max_length={WORDS}"
+        ):
+            use(full)
+    mask[1, -1] = False
+    policy(full)
+    # trimmed columns below the limit are no sign of a cut
+    keys = (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK)
+    policy({**full, **{k: full[k][:, : WORDS - 1] for k in keys}})

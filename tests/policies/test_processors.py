@@ -9,6 +9,7 @@ from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from transformers import AutoTokenizer
 
+from ofp_vla.core.objectives import OFPConfig
 from ofp_vla.errors import CheckpointError, DataError
 from ofp_vla.policies import load_policy
 from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import _as_ofp_config
@@ -130,3 +131,23 @@ def test_interval_head_trains_with_its_own_learning_rate():
     assert {id(p) for p in head["params"]} == {id(p) for p in policy.model.interval_head.parameters()}
     trained = [p for p in policy.parameters() if p.requires_grad]
     assert len(rest["params"]) + len(head["params"]) == len(trained)
+
+
+def test_packaged_tokenizer_leaves_a_free_place_behind_the_longest_prompt_it_accepts(tokenizer):
+    def tokens(limit):
+        config = tiny_config(tokenizer_name=str(tokenizer), tokenizer_max_length=limit)
+        before, _ = make_pre_post_processors(config, dataset_stats=random_stats())
+        return before(raw())[OBS_LANGUAGE_ATTENTION_MASK]
+
+    length = int(tokens(WORDS).sum())
+    assert tokens(length + 1)[0].tolist() == [True] * length + [False]
+    with pytest.raises(DataError, match=rf"{length} tokens.*tokenizer_max_length={length}"):
+        tokens(length)
+
+
+def test_warm_start_level_must_be_the_one_that_the_objective_trains():
+    with pytest.raises(ValueError, match=r"policy\.warm_start_time=0\.3 and policy\.ofp\.t_w=0\.15"):
+        tiny_config(warm_start_time=0.3)
+    tiny_config(warm_start_time=0.3, ofp=OFPConfig(t_w=0.3))
+    tiny_config(warm_start_time=0.3, ofp=OFPConfig(warm_share=0.0))
+    tiny_config(warm_start_time=0.3, objective="flow_matching")

@@ -126,6 +126,11 @@ class PI05OFPConfig(PI05Config):
             )
         if not 0 <= self.warm_start_time < 1:
             raise ValueError(f"policy.warm_start_time: must be in [0, 1), got {self.warm_start_time}")
+        if self.objective == "ofp" and self.ofp.warm_share > 0 and self.ofp.t_w != self.warm_start_time:
+            raise ValueError(
+                f"policy.warm_start_time={self.warm_start_time} and policy.ofp.t_w={self.ofp.t_w} must be "
+                f"equal: a warm start reads the network where ofp.warm_share trained it; set both"
+            )
         if self.interval_lr_scale <= 0:
             raise ValueError(f"policy.interval_lr_scale: must be positive, got {self.interval_lr_scale}")
 

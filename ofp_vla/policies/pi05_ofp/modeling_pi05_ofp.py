@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ from ofp_vla.hosts.interval import IntervalHead
 from ofp_vla.hosts.pi05 import Observation, Pi05Host
 from ofp_vla.hosts.pi05_arch import build_pi05, expert_geometry
 from ofp_vla.hosts.roles import EMA, STUDENT, AdapterRoles, Roles, TensorRoles, has_adapters, make_roles
-from ofp_vla.policies.guard import ActionGuard, limits_from_stats
+from ofp_vla.policies.guard import (
+    ActionGuard,
+    check_action_size,
+    limits_from_stats,
+    refuse_full_prompts,
+    refuse_nonfinite,
+)
 from ofp_vla.policies.loading import (
     HEAD,
     CheckpointFiles,
@@ -40,6 +47,7 @@ from ofp_vla.policies.loading import (
 )
 from ofp_vla.policies.normalization import normalization_line
 from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import POLICY_CONFIG, PI05OFPConfig
+from ofp_vla.policies.stock import check_settings, pi05_weights
 from ofp_vla.policies.warm_start import LastChunk, rebase, relative_scale
 
 logger = logging.getLogger(__name__)
@@ -70,6 +78,7 @@ class PI05OFPPolicy(PI05Policy):
         self.config: PI05OFPConfig = config
         if dataset_stats is not None:
             adopt_statistics(config, dataset_stats)
+        check_action_size(self._action_size, config)
         self.init_rtc_processor()
         self.model = build_pi05(config, self.rtc_processor)
         width = expert_geometry(self.model).width
@@ -116,6 +125,7 @@ class PI05OFPPolicy(PI05Policy):
         if config is None:
             files.need("config.json")
             config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub)
+        check_settings(files, config)
         policy = cls(_as_ofp_config(config, files.source), **kwargs)
         weights = read_weights(files)
         policy._load_weights(weights, files.source)
@@ -125,10 +135,9 @@ class PI05OFPPolicy(PI05Policy):
         return policy
 
     def _load_weights(self, weights: dict[str, Tensor], source: str) -> None:
-        bare = {k.removeprefix("model."): v for k, v in weights.items()}
-        if not any(HEAD[1:] in k for k in bare):
-            bare = self._fix_pytorch_state_dict_keys(bare, self.config)
-        head = load_strictly(self, {f"model.{k}": v for k, v in bare.items()}, source, new=(HEAD,))
+        fix = partial(self._fix_pytorch_state_dict_keys, model_config=self.config)
+        named = pi05_weights(weights, self.state_dict().keys(), fix)
+        head = load_strictly(self, named, source, new=(HEAD,))
         if head:
             logger.info(
                 "%s has no interval head; it starts at zero, so the policy equals the original", source
@@ -174,6 +183,14 @@ class PI05OFPPolicy(PI05Policy):
                 adapter.base_model_name_or_path = PACKAGED_BASE
         return wrapped
 
+    def _build_peft_config(self, cli_overrides: dict[str, Any]) -> Any:
+        _need_lora(cli_overrides.get("method_type") or "LORA")
+        return super()._build_peft_config(cli_overrides)
+
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        super()._validate_peft_config(peft_config)
+        _need_lora(peft_config.peft_type)
+
     # ---- training
 
     def get_optim_params(self) -> list[dict[str, Any]]:
@@ -209,7 +226,7 @@ class PI05OFPPolicy(PI05Policy):
         Raises:
             DataError: The batch holds NaN or infinity (with the rows), or a camera is missing.
         """
-        _refuse_nonfinite(batch)
+        refuse_nonfinite(batch)
         self._prepare_roles()
         observation = self._observation(batch)
         fields = self.host.bind_all(observation, sorted(self.objective.roles))
@@ -258,11 +275,11 @@ class PI05OFPPolicy(PI05Policy):
                 f"the checkpoint needs cameras {missing}, the batch has {have}; rename them with "
                 f"--rename_map, or set --policy.allow_missing_cameras=true to act without"
             )
+        mask = batch[OBS_LANGUAGE_ATTENTION_MASK]
+        refuse_full_prompts(mask, self.config.tokenizer_max_length)
         present = [k for k in self.config.image_features if k in batch]
         images, _ = self._preprocess_images(batch)
-        return Observation(
-            tuple(images[: len(present)]), batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
-        )
+        return Observation(tuple(images[: len(present)]), batch[OBS_LANGUAGE_TOKENS], mask)
 
     # ---- acting
 
@@ -274,14 +291,24 @@ class PI05OFPPolicy(PI05Policy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Next action (B, A) in normalised units; predicts a chunk when the queue is empty."""
+        """Next action (B, A) in normalised units; predicts a chunk when the queue is empty.
+
+        Raises:
+            DataError: NaN in the state, or several relative actions a chunk without `rebase_scale`.
+        """
         self.eval()
+        refuse_nonfinite({key: batch[key] for key in (OBS_STATE,) if key in batch})
+        scale = self.relative_scale()
+        if self.config.use_relative_actions and scale is None and self.config.n_action_steps > 1:
+            raise DataError(
+                "queued relative actions need policy.rebase_scale, which this checkpoint lacks; train with "
+                "this package, call adopt_statistics(), or set --policy.n_action_steps=1"
+            )
         if not self._action_queue:
             actions = self.predict_action_chunk(batch, **kwargs)[:, : self.config.n_action_steps]
             self._action_queue.extend(actions.transpose(0, 1))
             self._queue_state = batch.get(OBS_STATE)
         action = self._action_queue.popleft()
-        scale = self.relative_scale()
         if scale is not None and self._queue_state is not None and OBS_STATE in batch:
             # The post-processor adds the state of this step, the chunk is relative to the state of its
             # prediction.
@@ -342,7 +369,7 @@ class PI05OFPPolicy(PI05Policy):
         """
         config = self.config
         # A state that is no number would become an ordinary word of the prompt.
-        _refuse_nonfinite({key: batch[key] for key in (OBS_STATE,) if key in batch})
+        refuse_nonfinite({key: batch[key] for key in (OBS_STATE,) if key in batch})
         observation = self._observation(batch)
         rows, device = observation.tokens.shape[0], observation.tokens.device
         shape = (rows, config.chunk_size, config.max_action_dim)
@@ -438,6 +465,12 @@ def adopt_statistics(config: PI05OFPConfig, stats: dict[str, Any]) -> None:
         )
 
 
+def _need_lora(method: Any) -> None:
+    name = str(getattr(method, "value", method)).upper()
+    if name != "LORA":
+        raise ValueError(f"peft.method_type: pi05_ofp keeps its EMA in LoRA adapters only, got {name}")
+
+
 def _as_ofp_config(config: PreTrainedConfig, source: str) -> PI05OFPConfig:
     if isinstance(config, PI05OFPConfig):
         return config
@@ -464,22 +497,3 @@ def _restore_adapter(roles: AdapterRoles, role: str, files: CheckpointFiles) -> 
     with torch.no_grad():
         for name, key in strip.items():
             target[key].copy_(found[name])
-
-
-def _refuse_nonfinite(batch: dict[str, Any]) -> None:
-    for key, value in batch.items():
-        if not (isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 1):
-            continue
-        if not (key == ACTION or key.startswith("observation.")):
-            continue
-        bad = ~torch.isfinite(value).flatten(1).all(dim=1) if value.ndim > 1 else ~torch.isfinite(value)
-        if bool(bad.any()):
-            rows = bad.nonzero().flatten()
-            where = f"batch rows {rows.tolist()}"
-            if isinstance(batch.get("index"), Tensor):
-                where += (
-                    f", dataset indices {batch['index'].flatten()[rows.to(batch['index'].device)].tolist()}"
-                )
-            raise DataError(
-                f"{key!r} holds NaN or infinity in {where}; the step was refused. Repair these frames"
-            )

@@ -32,7 +32,8 @@ from ofp_vla.policies.pi05_ofp.configuration_pi05_ofp import PI05OFPConfig
 class TravellingTokenizerStep(TokenizerProcessorStep):
     """Tokenizer step whose tokenizer is part of the checkpoint (`tokenizer.json` as a uint8 tensor).
 
-    A prompt longer than `max_length` is an error: cut silently, it would lose the robot's state at its end.
+    A prompt that fills `max_length` is an error: cut silently, it would lose the robot's state at its end.
+    One of exactly that length is refused too, because the policy cannot tell it from one that was cut.
     """
 
     truncation: bool = False
@@ -51,10 +52,11 @@ class TravellingTokenizerStep(TokenizerProcessorStep):
         texts = [text] if isinstance(text, str) else text
         lengths = [len(ids) for ids in self.input_tokenizer(texts)["input_ids"]]
         longest = int(np.argmax(lengths))
-        if lengths[longest] > self.max_length:
+        if lengths[longest] >= self.max_length:
             raise DataError(
-                f"prompt {longest} of the batch has {lengths[longest]} tokens, over tokenizer_max_length="
-                f"{self.max_length}; raise --policy.tokenizer_max_length or shorten {texts[longest][:80]!r}"
+                f"prompt {longest} of the batch has {lengths[longest]} tokens, it must stay below "
+                f"tokenizer_max_length={self.max_length}; raise --policy.tokenizer_max_length or shorten "
+                f"{texts[longest][:80]!r}"
             )
         return super()._tokenize_text(text)
 
