@@ -34,7 +34,7 @@ class Probe:
 def only(term: str, **settings) -> OFPConfig:
     """Slot 0 serves `term` for the whole batch, slot 1 the flow; weights 1."""
     weights = {f"{name}_weight": float(name == term) for name in ("consistency", "guidance", "endpoint")}
-    return OFPConfig(
+    return OFPConfig.scratch(
         **{"queries": 2, f"{term}_share": 0.5, "guidance_ramp": (0.0, 0.0), **weights, **settings}
     )
 

@@ -11,6 +11,7 @@ from .fields import ConditionedLinear
 
 CONFIGS = {
     "default": OFPConfig(),
+    "scratch": OFPConfig.scratch(),
     "paper": OFPConfig.paper(),
     "teacher": OFPConfig(first_leg="teacher", endpoint_from="teacher", endpoint_steps=3),
     "uneven": OFPConfig(queries=3, consistency_share=0.3, guidance_share=0.3, endpoint_share=0.3),
@@ -38,9 +39,9 @@ def test_step_calls_each_role_as_often_as_passes_promises(name):
 
 
 def test_pass_counts_are_those_of_the_design():
-    data_leg = OFP(OFPConfig(first_leg="data", endpoint_steps=7))
+    data_leg = OFP(OFPConfig.scratch(first_leg="data", endpoint_steps=7))
     assert data_leg.passes == {"student": 1, "ema": 1 + 7}
-    assert OFP(OFPConfig(first_leg="ema", endpoint_steps=7)).passes == {"student": 1, "ema": 2 + 7}
+    assert OFP(OFPConfig.scratch(endpoint_steps=7)).passes == {"student": 1, "ema": 2 + 7}
     assert OFP(OFPConfig(first_leg="teacher", endpoint_weight=0.0)).passes == {
         "student": 1,
         "ema": 1,
@@ -153,7 +154,7 @@ def test_progress_drives_rho_and_the_guidance_weight():
 
 
 def test_intermediate_time_stays_within_rho_of_the_start():
-    objective = OFP(OFPConfig(rho_start=0.2, rho_end=0.2, guidance_weight=0.0))
+    objective = OFP(OFPConfig.scratch(rho_start=0.2, rho_end=0.2, guidance_weight=0.0))
     fields = fields_for(objective)
     step(objective, fields, chunk(200))
     q = fields["student"].calls[0][1]
@@ -181,7 +182,7 @@ def test_share_changes_the_rows_of_a_term_but_not_its_expected_loss():
     data = ActionChunk.full(torch.zeros(40, 2, 1))
     means = []
     for share in (0.1, 0.25, 0.5):
-        config = OFPConfig(
+        config = OFPConfig.scratch(
             queries=1, endpoint_share=share, consistency_weight=0.0, guidance_weight=0.0, warm_share=0.0
         )
         constant = ConditionedLinear()
@@ -211,7 +212,7 @@ def test_losses_are_the_weighted_mean_of_their_terms():
 
 def test_draw_std_measures_the_spread_of_one_step_chunks_of_one_observation():
     # chunk = z + u = (1 + w) z: two noises of one observation differ by a standard deviation of |1 + w|
-    config = OFPConfig(corner_share=1.0, warm_share=0.0, guidance_corner_share=1.0)
+    config = OFPConfig.scratch(corner_share=1.0, warm_share=0.0, guidance_corner_share=1.0)
     student = ConditionedLinear()
     with torch.no_grad():
         student.weight.copy_(torch.tensor([-0.7, 0.0, 0.0]))

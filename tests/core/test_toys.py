@@ -16,10 +16,10 @@ from .fields import Mlp
 MODES = {"two": (-1.0, 1.0), "three": (-1.5, 0.0, 1.5)}
 PLAIN = {"guidance_weight": 0.0, "flow_time_alpha": 1.0, "queries": 1, "warm_share": 0.0}
 SETTINGS = {
-    "paper": OFPConfig(**PLAIN, endpoint_weight=0.0, first_leg="data", rho_end=0.02),
-    "ema leg": OFPConfig(**PLAIN, endpoint_weight=0.0, first_leg="ema"),
-    "endpoint": OFPConfig(**PLAIN, consistency_weight=0.0),
-    "both": OFPConfig(**PLAIN),
+    "paper": OFPConfig.scratch(**PLAIN, endpoint_weight=0.0, first_leg="data", rho_end=0.02),
+    "ema leg": OFPConfig.scratch(**PLAIN, endpoint_weight=0.0, first_leg="ema"),
+    "endpoint": OFPConfig.scratch(**PLAIN, consistency_weight=0.0),
+    "both": OFPConfig.scratch(**PLAIN),
 }
 
 
