@@ -60,7 +60,7 @@ def run_demo(
         episodes: evaluation episodes of each task; 50 where None.
         steps: optimiser steps; 600 where None.
         seed: seed of training and of the sampling noise.
-        demonstrations: scripted episodes of each task; 200 where None.
+        demonstrations: scripted episodes of a task, six times that of press_button; 60 where None.
         base: base checkpoint; the shipped one where None.
         recipe: training recipe.
 
@@ -114,10 +114,10 @@ class Demo:
         s = self.settings
         data = self.stages.run(
             "demonstrations",
-            f"1/4 demonstrations: {s.demonstrations} of each of {', '.join(s.tasks)}",
+            "1/4 demonstrations: " + ", ".join(f"{n} of {task}" for task, n in s.counts.items()),
             {
                 "tasks": s.tasks,
-                "demonstrations": s.demonstrations,
+                "demonstrations": s.counts,
                 "first_seed": FIRST_SEED,
                 "base": s.base,
                 "base_sha256": hashlib.sha256((Path(s.base) / WEIGHTS).read_bytes()).hexdigest()[:16],
@@ -152,7 +152,7 @@ class Demo:
         if not self.dataset.exists():  # it appears under its name when it is whole
             write_demonstrations(
                 list(s.tasks),
-                s.demonstrations,
+                s.counts,
                 self.dataset,
                 DATASET,
                 seed=FIRST_SEED,

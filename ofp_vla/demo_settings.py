@@ -10,7 +10,9 @@ RECIPE = "tiny_ofp_lora"
 DATASET = "local/ofp_demo"
 # The base saw the seeds from 0 on; evaluation starts at 100000.
 FIRST_SEED = 50_000
-DEMONSTRATIONS = 200
+DEMONSTRATIONS = 60
+# The trainer draws frames, and press_button has one frame a demonstration that starts a whole chunk.
+TIMES = {"press_button": 6}
 EPISODES = 50
 STEPS = 600
 FILMS_A_TASK = 1
@@ -22,7 +24,7 @@ class DemoSettings:
 
     Attributes:
         tasks: tasks of the embedded suite.
-        demonstrations: scripted episodes of each task to fine-tune on.
+        demonstrations: scripted episodes of a task to fine-tune on, times `TIMES`.
         steps: optimiser steps.
         episodes: evaluation episodes of each task.
         seed: seed of training and of the sampling noise.
@@ -37,3 +39,8 @@ class DemoSettings:
     seed: int = 0
     base: str = ""
     recipe: str = RECIPE
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Demonstrations of each task."""
+        return {task: self.demonstrations * TIMES.get(task, 1) for task in self.tasks}

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -51,7 +51,7 @@ class _Written:
 
 def write_demonstrations(
     tasks: Sequence[str],
-    episodes: int,
+    episodes: int | Mapping[str, int],
     output: Path,
     repo_id: str,
     seed: int = 0,
@@ -62,7 +62,7 @@ def write_demonstrations(
     video: bool = False,
     noise: float = EXECUTION_NOISE,
 ) -> Path:
-    """Writes `episodes` demonstrations of each task, the tasks taking turns.
+    """Writes demonstrations of each task, the tasks taking turns.
 
     A frame holds `observation.images.<camera>`, `observation.state` (14,), `action` (14,) and a sentence of
     the "seen" split as its task, at 10 frames per second. `meta/stats.json` holds the exact quantiles of the
@@ -71,7 +71,7 @@ def write_demonstrations(
 
     Args:
         tasks: names of the tasks.
-        episodes: successful episodes of each task.
+        episodes: successful episodes, one number for every task or task -> number.
         output: folder of the new dataset.
         repo_id: the dataset's name, as owner/name.
         seed: first seed of every task; seeds go up from there and stay below 100000, where evaluation begins.
@@ -94,7 +94,8 @@ def write_demonstrations(
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{output} exists; choose another folder for the dataset, or remove it")
-    if episodes < 1 or not tasks or len(set(tasks)) < len(tasks):
+    counts = dict.fromkeys(tasks, episodes) if isinstance(episodes, int) else dict(episodes)
+    if set(counts) != set(tasks) or not tasks or len(set(tasks)) < len(tasks) or min(counts.values()) < 1:
         raise ValueError(f"expected distinct tasks and at least 1 episode, got {list(tasks)} and {episodes}")
     unknown = sorted(set(cameras) - set(CAMERAS))
     if unknown or not cameras:
@@ -112,8 +113,8 @@ def write_demonstrations(
         root = workplace / output.name
         dataset = _create(root, repo_id, cameras, image_size, video)
         written = {task: _Written() for task in tasks}
-        walk = _interleaved(sim, tasks, episodes, seed, cameras, noise, written)
-        own = _record(dataset, tqdm(walk, "demonstrations", episodes * len(tasks), disable=None), written)
+        walk = _interleaved(sim, counts, seed, cameras, noise, written)
+        own = _record(dataset, tqdm(walk, "demonstrations", sum(counts.values()), disable=None), written)
         _replace_statistics(root, own)
         if quantiles is not None:
             _replace_statistics(root, quantiles)
@@ -198,17 +199,19 @@ def normalizer_quantiles(checkpoint: Path) -> Statistics:
 
 def _interleaved(
     sim: Simulator,
-    tasks: Sequence[str],
-    episodes: int,
+    counts: Mapping[str, int],
     first_seed: int,
     cameras: Sequence[str],
     noise: float,
     written: dict[str, _Written],
 ) -> Iterator[Episode]:
-    """The tasks' episodes in turns; each task walks its seeds upward on its own."""
-    seeds = {task: count(first_seed) for task in tasks}
-    for _ in range(episodes):
-        for task in tasks:
+    """The tasks' episodes in turns, in proportion; each task walks its seeds upward on its own."""
+    seeds = {task: count(first_seed) for task in counts}
+    most = max(counts.values())
+    for turn in range(most):
+        for task, number in counts.items():
+            if turn * number // most == (turn + 1) * number // most:
+                continue
             failures = 0
             while (episode := _attempt(sim, task, next(seeds[task]), cameras, noise, written[task])) is None:
                 failures += 1

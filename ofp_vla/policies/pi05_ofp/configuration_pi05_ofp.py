@@ -66,6 +66,8 @@ class PI05OFPConfig(PI05Config):
         interval_lr_scale: learning rate of the interval head relative to the rest; it starts at zero.
         train_on_padding: count the repeated last action behind the end of an episode as a target, as π0.5
             does.
+        drop_n_last_frames: frames at the end of an episode that LeRobot's sampler leaves out; chunk_size - 1
+            trains on whole chunks only.
         allow_missing_cameras: act without a camera that the checkpoint names (it is masked, as LeRobot does).
         action_low: lowest action allowed out of the policy per dimension, in normalised units; None learns
             it.
@@ -97,6 +99,7 @@ class PI05OFPConfig(PI05Config):
     train_expert_only: bool = True
     train_on_padding: bool = False
 
+    drop_n_last_frames: int = 0
     allow_missing_cameras: bool = False
     action_low: list[float] | None = None
     action_high: list[float] | None = None
