@@ -285,5 +285,5 @@ def evaluate_checkpoint(
     )
     page = write_report(output / "report.html", data)
     show_summary(data, console)
-    console.print(f"report: {page}")
+    console.print(f"report: {page}", soft_wrap=True)
     return data
