@@ -231,7 +231,12 @@ class Demo:
         page = build_report_data(
             read_results(folder / RESULTS),
             labels={arm.name: arm.label for arm in self.arms(trained["checkpoint"])},
-            curves={label: curves[name] for name, label in CURVE_NAMES.items() if name in curves},
+            # A number that no row of the step's layout computes stays 0 throughout and is no curve.
+            curves={
+                label: curves[name]
+                for name, label in CURVE_NAMES.items()
+                if any(value for _, value in curves.get(name, ()))
+            },
             films=load_films(folder / FILMS),
             provenance=demo_provenance(
                 self.settings,
