@@ -60,7 +60,7 @@ def run_demo(
         episodes: evaluation episodes of each task; 50 where None.
         steps: optimiser steps; 600 where None.
         seed: seed of training and of the sampling noise.
-        demonstrations: scripted episodes of a task, six times that of press_button; 60 where None.
+        demonstrations: scripted episodes of a task, 16 times as many of press_button; 60 where None.
         base: base checkpoint; the shipped one where None.
         recipe: training recipe.
 

@@ -12,7 +12,7 @@ DATASET = "local/ofp_demo"
 FIRST_SEED = 50_000
 DEMONSTRATIONS = 60
 # The trainer draws frames, and press_button has one frame a demonstration that starts a whole chunk.
-TIMES = {"press_button": 6}
+TIMES = {"press_button": 16}
 EPISODES = 50
 STEPS = 600
 FILMS_A_TASK = 1
