@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
 import os, sys, torch
 import ofp_vla.policies
+from accelerate import Accelerator
 from lerobot.scripts import lerobot_train
 from ofp_vla.hosts.roles import EMA, STUDENT
 
@@ -32,13 +33,18 @@ def watch(metrics, policy, batch, *args, **kwargs):
     return update_policy(metrics, policy, batch, *args, **kwargs)
 
 lerobot_train.make_policy, lerobot_train.update_policy = remember, watch
+def finish(accelerator):
+    (policy,) = made
+    roles = policy.host.roles
+    state = {role: {k: v.detach() for k, v in roles.tensors(role).items()} for role in (STUDENT, EMA)}
+    state |= {"steps": policy.config.trained_steps, "total": policy.config.total_steps, "seen": seen}
+    torch.save(state, os.path.join(folder, f"rank{os.environ['RANK']}.pt"))
+    # The trainer is done. Taking gloo's groups down can hang on a busy machine once the other rank is gone.
+    os._exit(0)
+
+Accelerator.end_training = finish
 folder = sys.argv.pop(1)
 lerobot_train.train()
-(policy,) = made
-roles = policy.host.roles
-state = {role: {k: v.detach() for k, v in roles.tensors(role).items()} for role in (STUDENT, EMA)}
-state |= {"steps": policy.config.trained_steps, "total": policy.config.total_steps, "seen": seen}
-torch.save(state, os.path.join(folder, f"rank{os.environ['RANK']}.pt"))
 """
 
 
@@ -53,7 +59,7 @@ def test_both_ranks_see_other_frames_and_agree_on_weights_ema_and_counter(images
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
