@@ -1,5 +1,5 @@
 # Every target sets up what it needs by itself: Python environment, system graphics libraries.
-# ARGS is handed on: `make test ARGS="-m 'not slow'"`, `make demo ARGS="--output /tmp/demo"`.
+# ARGS is handed on: `make test ARGS="-m 'not slow'"`, `make demo ARGS="--output outputs/mine"`.
 
 SHELL := bash
 .DEFAULT_GOAL := help

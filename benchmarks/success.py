@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ofp_vla.assets import tiny_base
-from ofp_vla.demo import MORE_TASKS, TASKS, run_demo
-from ofp_vla.evaluate import Arm, evaluate_arms
+from ofp_vla.demo import MORE_TASKS, TASKS, compared_arms, run_demo
+from ofp_vla.evaluate import evaluate_arms
 from robotwin_eval.results import EpisodeResult, read_results
 from robotwin_eval.statistics import compare, wilson
 
@@ -72,13 +72,7 @@ def main() -> None:
     )
     whole = read_results(options.output / "evaluation" / "results.jsonl")
     checkpoint = options.output / "training" / "run" / "checkpoints" / "last" / "pretrained_model"
-    base = str(tiny_base())
-    arms = [
-        Arm(REFERENCE, "Base, 10 steps", base, 10, "host"),
-        Arm("base@1", "Base, 1 step", base, 1, "host"),
-        Arm("ofp@1", "OFP, 1 step", str(checkpoint), 1, "interval"),
-        Arm("ofp@1-warm", "OFP, 1 step, warm", str(checkpoint), 1, "interval", warm=True),
-    ]
+    arms = compared_arms(str(tiny_base()), str(checkpoint))
     again = evaluate_arms(
         arms, TASKS + MORE_TASKS, options.episodes, options.output / "replanning", execute=options.replan
     )

@@ -96,6 +96,18 @@ def recipe_hash(recipe: str) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def compared_arms(base: str, checkpoint: str) -> list[Any]:
+    """The base at ten steps and at one, and `checkpoint` at one step cold and warm."""
+    from ofp_vla.evaluate import Arm
+
+    return [
+        Arm("base@10", "Base, 10 steps", base, 10, "host", warm=False),
+        Arm("base@1", "Base, 1 step", base, 1, "host", warm=False),
+        Arm("ofp@1", "OFP, 1 step", checkpoint, 1, "interval", warm=False),
+        Arm("ofp@1-warm", "OFP, 1 step, warm", checkpoint, 1, "interval", warm=True),
+    ]
+
+
 class Demo:
     """One demo in one folder.
 
@@ -197,15 +209,7 @@ class Demo:
 
     def arms(self, checkpoint: str) -> list[Any]:
         """The policies that are compared, the two baselines first."""
-        from ofp_vla.evaluate import Arm
-
-        base = self.settings.base
-        return [
-            Arm("base@10", "Base, 10 steps", base, 10, "host", warm=False),
-            Arm("base@1", "Base, 1 step", base, 1, "host", warm=False),
-            Arm("ofp@1", "OFP, 1 step", checkpoint, 1, "interval", warm=False),
-            Arm("ofp@1-warm", "OFP, 1 step, warm", checkpoint, 1, "interval", warm=True),
-        ]
+        return compared_arms(self.settings.base, checkpoint)
 
     def evaluate(self, folder: Path, checkpoint: str) -> dict[str, Any]:
         """Runs all policies on the same held-out episodes; returns the latency of a single robot's chunk."""
