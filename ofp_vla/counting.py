@@ -65,7 +65,7 @@ class _Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name in _WAITING or (name.startswith("index") and _by_mask(args)):
+        if waits_for_device(func, args):
             self.waits += 1
         elif not func.is_view and name not in _FREE:
             self.calls += 1
@@ -76,6 +76,12 @@ class _Calls(TorchDispatchMode):
                     read = out if name == "embedding" else given
                     self.weight_bytes += read.numel() * read.element_size()
         return out
+
+
+def waits_for_device(func: Any, args: Any) -> bool:
+    """Whether the host knows a number of the device after the operator `func`, and so has waited for it."""
+    name = func.overloadpacket.__name__
+    return name in _WAITING or (name.startswith("index") and _by_mask(args))
 
 
 def _by_mask(args: Any) -> bool:

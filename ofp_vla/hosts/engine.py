@@ -1,8 +1,8 @@
 """The levers of the fast path: what each leaves out, and the one switch that puts it back.
 
-`--policy.engine=off` leaves all of them out, `--policy.engine=-unmasked,-times` two. No lever keeps anything
-from one call to the next, so none can be stale: weights, adapters, roles and types may change between any two
-calls. docs/performance.md says what each is worth.
+`--policy.engine=off` leaves all of them out, `--policy.engine=-unmasked,-times` two. Weights, adapters, roles
+and types may change between any two calls: only `graphs` keeps anything from one to the next, and it reads
+weights in place and sees when they move. docs/performance.md says what each is worth.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Levers:
         unmasked: no mask where no token is padding and every token sees all others.
         times: what the expert makes of the times of a sampling is computed once, not for each row and step.
         one_wait: all numbers about the inputs that have to be known on the host are read together.
+        graphs: on a GPU, work without gradient is recorded at the second call of a shape and repeated.
     """
 
     cameras: bool = True
@@ -32,6 +33,7 @@ class Levers:
     unmasked: bool = True
     times: bool = True
     one_wait: bool = True
+    graphs: bool = True
 
     @classmethod
     def names(cls) -> list[str]:

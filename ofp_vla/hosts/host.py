@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
@@ -22,80 +22,15 @@ from torch.utils.checkpoint import checkpoint
 from ofp_vla.core.field import IntervalField, Query
 from ofp_vla.hosts.attention import ATTENTION
 from ofp_vla.hosts.engine import Levers
+from ofp_vla.hosts.observation import Observation, Prefix, PromptExtent
+from ofp_vla.hosts.repeating import Repeating
 from ofp_vla.hosts.roles import STUDENT, Roles
 
 # Height and width; older configurations give one number for both.
 _SQUARES = ("image_resolution", "resize_imgs_with_padding")
 
 
-@dataclass(frozen=True)
-class PromptExtent:
-    """How long the prompts of a batch are, in tokens, where the host knows it."""
-
-    shortest: int
-    longest: int
-
-    @staticmethod
-    def measure(mask: Tensor) -> Tensor:
-        """What `of` reads, (3,) on the device of a mask (B, L): see there."""
-        lengths = mask.sum(dim=1)
-        ends = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        return torch.stack([lengths.min(), lengths.max(), ends.max()])
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> PromptExtent:
-        """The extent from the shortest and longest prompt and the column at which the last one ends.
-
-        Raises:
-            ValueError: some prompt is not right-padded.
-        """
-        shortest, longest, last = (int(number) for number in numbers)
-        if last > longest:
-            raise ValueError(
-                "prompt tokens are not right-padded; the tokenizer step must use padding_side='right'"
-            )
-        return cls(shortest, longest)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the host reads: present cameras only, the prompt as tokens, the state unless it is text."""
-
-    images: tuple[Tensor, ...]  # each (B, 3, S, S), in [-1, 1]
-    tokens: Tensor  # (B, L) int64, right-padded
-    token_mask: Tensor  # (B, L) bool
-    state: Tensor | None = None  # (B, S) normalised and padded
-    image_masks: tuple[Tensor, ...] | None = None  # each (B,) bool, False where the picture is padding
-    extent: PromptExtent | None = None  # of the prompts, if the host has asked the device already
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values of every layer for one observation batch, after rotary embedding."""
-
-    keys: tuple[Tensor, ...]  # per layer (B, kv_heads, P, head_dim)
-    values: tuple[Tensor, ...]
-    mask: Tensor  # (B, P) bool, True where the token is real
-    state: Tensor | None = None  # (B, S) for hosts whose expert reads the state itself
-    full: bool = False  # the host knows that every token is real
-
-    @property
-    def length(self) -> Tensor:
-        """Real tokens of each sample (B,)."""
-        return self.mask.sum(dim=1)
-
-    def of_rows(self, rows: Tensor) -> Prefix:
-        """The prefix of some observations, by their indices (n,)."""
-        return Prefix(
-            tuple(key[rows] for key in self.keys),
-            tuple(value[rows] for value in self.values),
-            self.mask[rows],
-            None if self.state is None else self.state[rows],
-            self.full,
-        )
-
-
-class FlowHost(ABC):
+class FlowHost(Repeating, ABC):
     """Binds observations to interval fields over one LeRobot core that owns an `interval_head`.
 
     Args:
@@ -148,6 +83,7 @@ class FlowHost(ABC):
         levers = levers or Levers()
         self.levers = replace(levers, unmasked=levers.unmasked and attention != "eager")
         self.passes: Counter[str] = Counter()
+        self._begin_repeating()
 
     # ---- what the policy asks of the class
 
@@ -268,7 +204,9 @@ class FlowHost(ABC):
 
     def bind_all(self, observation: Observation, names: Sequence[str]) -> dict[str, BoundField]:
         """One field per role. A frozen VLM's part of the prefix is the same for all and is encoded once."""
-        shared = cache(partial(self.encode_shared, observation)) if self.prefix_is_frozen else None
+        shared = None
+        if self.prefix_is_frozen:
+            shared = cache(partial(self.encode_repeated, self.encode_shared, observation))
         return {
             name: BoundField(self, observation, name, shared) for name in dict.fromkeys((STUDENT, *names))
         }
@@ -345,31 +283,42 @@ class BoundField:
     @cached_property
     def prefix(self) -> Prefix:
         """The encoded prefix, its own or completed from the shared one."""
-        with self.host.roles.use(self.role):
+        host = self.host
+        if self._shared is None and not torch.is_grad_enabled():
+            return host.encode_repeated(host.encode, self.observation, self.role)
+        with host.roles.use(self.role):
             if self._shared is None:
-                return self.host.encode(self.observation)
-            return self.host.complete(self._shared(), self.observation)
+                return host.encode(self.observation)
+            return host.complete(self._shared(), self.observation)
 
     def __call__(self, queries: Sequence[Query]) -> list[Tensor]:
         """Mean velocities u(z, t, r), each (B, H, D) float32, all queries in one pass of the expert."""
-
-        def condition() -> Tensor:
-            t = torch.stack([q.t for q in queries], dim=1).to(torch.float32).flatten()
-            r = torch.stack([q.r for q in queries], dim=1).to(torch.float32).flatten()
-            return self.host.condition(1.0 - t, r - t)
-
-        return self._ask(queries, condition)
-
-    def _ask(self, queries: Sequence[Query], condition: Callable[[], Any]) -> list[Tensor]:
-        prefix = self.prefix
         z = torch.stack([q.z for q in queries], dim=1)
-        null = None
-        if any(q.null is not None for q in queries) or not self.host.levers.unmasked:
-            kept = torch.zeros_like(queries[0].t, dtype=torch.bool)
-            null = torch.stack([kept if q.null is None else q.null for q in queries], dim=1)
-        with self.host.roles.use(self.role):
-            velocity = self.host.expert(prefix, z, condition(), null)
+        t, r = (torch.stack([getattr(q, name) for q in queries], dim=1).float() for name in ("t", "r"))
+        inputs = z, t, r, self._null(queries)
+        if torch.is_grad_enabled():
+            velocity = self._pass(self.prefix, *inputs)
+        else:
+            full = self.prefix.full
+
+            def answer(kept: Sequence[Tensor | None], *inputs: Any) -> Tensor:
+                return self._pass(Prefix.of(kept, full=full), *inputs)
+
+            kept = self.prefix.kept
+            velocity = self.host.repeated("a pass", (self.role, full), answer, *inputs, kept=kept)
         return list((-velocity).unbind(dim=1))
+
+    def _pass(self, prefix: Prefix, z: Tensor, t: Tensor, r: Tensor, null: Tensor | None) -> Tensor:
+        t, r = t.flatten(), r.flatten()
+        with self.host.roles.use(self.role):
+            return self.host.expert(prefix, z, self.host.condition(1.0 - t, r - t), null)
+
+    def _null(self, queries: Sequence[Query]) -> Tensor | None:
+        """(B, Q) bool, which queries must not see the condition; None if none has to be told."""
+        if all(q.null is None for q in queries) and self.host.levers.unmasked:
+            return None
+        kept = torch.zeros_like(queries[0].t, dtype=torch.bool)
+        return torch.stack([kept if q.null is None else q.null for q in queries], dim=1)
 
     def stepped(
         self, levels: Sequence[tuple[Tensor, Tensor]], level_of_row: Tensor | None
@@ -389,10 +338,14 @@ class BoundField:
     def _at(
         self, levels: Sequence[Any], level_of_row: Tensor | None, queries: Sequence[Query]
     ) -> list[Tensor]:
-        if level_of_row is None:
-            return self._ask(queries, lambda: levels[0])
-        index = level_of_row.repeat_interleave(len(queries))
-        return self._ask(queries, lambda: self.host.rows_of(levels, index))
+        z = torch.stack([q.z for q in queries], dim=1)
+        condition = levels[0]
+        if level_of_row is not None:
+            condition = self.host.rows_of(levels, level_of_row.repeat_interleave(len(queries)))
+        prefix, null = self.prefix, self._null(queries)
+        with self.host.roles.use(self.role):
+            velocity = self.host.expert(prefix, z, condition, null)
+        return list((-velocity).unbind(dim=1))
 
     def of_rows(self, rows: Tensor) -> BoundField:
         """The field of some of the observations, by their indices (n,); no prefix is encoded again."""

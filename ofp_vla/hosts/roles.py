@@ -59,6 +59,14 @@ class Roles(ABC):
     def tensors(self, role: str) -> dict[str, Tensor]:
         """Trained tensors of `role` by name; the same names and order for every role."""
 
+    def held(self) -> list[Tensor]:
+        """Tensors that roles keep beside those of the policy's modules."""
+        return []
+
+    def routing(self) -> object:
+        """What decides, beside the role, which weights a pass reads; equal values, equal weights."""
+        return ()
+
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
         """Runs the policy with the weights of `role` inside the context.
@@ -174,6 +182,19 @@ class AdapterRoles(Roles):
                     return True
         return False
 
+    def routing(self) -> object:
+        """Which adapters are on, merged and how strong, layer by layer."""
+        routed = (vars(module) for module in self._routed)
+        return self._base_teaches, [
+            (
+                tuple(layer["_active_adapter"]),
+                layer["_disable_adapters"],
+                tuple(layer.get("merged_adapters", ())),
+                tuple(layer.get("scaling", {}).values()),
+            )
+            for layer in routed
+        ]
+
     def _inject(self, role: str, **settings: Any) -> None:
         """Injects an adapter named `role` beside the student's, in float32, trained if `role` is."""
         shared = self.policy.peft_config
@@ -259,6 +280,10 @@ class TensorRoles(Roles):
         if role != STUDENT:
             return self._sets[role]
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def held(self) -> list[Tensor]:
+        """The tensors of every set."""
+        return [tensor for tensors in self._sets.values() for tensor in tensors.values()]
 
     def forget(self) -> None:
         """Drops every role except the student; a new run makes its own from where it starts."""

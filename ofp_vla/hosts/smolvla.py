@@ -25,7 +25,7 @@ from ofp_vla.hosts.smolvla_arch import (
     vlm_config,
     vlm_layers,
 )
-from ofp_vla.hosts.smolvla_layers import cross_layer, self_layer, vlm_layer
+from ofp_vla.hosts.smolvla_layers import cross_layer, patch_positions, self_layer, vlm_layer
 
 
 class SmolVLAHost(MixedTimeHost):
@@ -192,7 +192,7 @@ class SmolVLAHost(MixedTimeHost):
         full &= observation.image_masks is None
         parts, masks = [], []
         if observation.images:
-            features = self._pictures(vlm.embed_image, observation.images)
+            features = self._pictures(self._embed_image, observation.images)
             given = observation.image_masks or (None,) * len(features)
             for raw, mask in zip(features, given, strict=True):
                 # As a tensor of the features' type, which rounds it; filled on the device, not copied to it.
@@ -209,6 +209,19 @@ class SmolVLAHost(MixedTimeHost):
         dtype = torch.promote_types(parts[0].dtype, model.state_proj.weight.dtype)
         return torch.cat([part.to(dtype) for part in parts], dim=1), torch.cat(masks, dim=1), full
 
+    def _embed_image(self, images: Tensor) -> Tensor:
+        """LeRobot's `embed_image` of whole pictures (B, 3, S, S), all of whose patches are real.
+
+        Transformers asks the device which ones are, and waits for it.
+        """
+        vlm = self.model.vlm_with_expert.get_vlm_model()
+        vision = vlm.vision_model
+        patches = vision.embeddings.patch_embedding(images.to(vision.dtype))
+        hidden = patches.flatten(2).transpose(1, 2)
+        hidden = hidden + vision.embeddings.position_embedding(patch_positions(vision, images, hidden.dtype))
+        hidden = vision.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
+        return vlm.connector(vision.post_layernorm(hidden))
+
     def _framed(self, feature: Tensor, real: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields an image's tokens, between SmolVLM's special ones if the policy uses them."""
         model = self.model
@@ -216,14 +229,19 @@ class SmolVLAHost(MixedTimeHost):
             yield feature, real
             return
 
-        def special(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            embedded = model.vlm_with_expert.embed_language_tokens(tokens.to(feature.device))
+        def special(name: str) -> tuple[Tensor, Tensor]:
+            tokens = getattr(model, name)
+            if tokens.device != feature.device:
+                # Kept there: a copy from the host in each call would wait for the device.
+                tokens = tokens.to(feature.device)
+                setattr(model, name, tokens)
+            embedded = model.vlm_with_expert.embed_language_tokens(tokens)
             part = embedded[None].expand(len(feature), -1, -1)
             return part, torch.ones(part.shape[:2], dtype=torch.bool, device=part.device)
 
-        yield special(model.global_image_start_token)
+        yield special("global_image_start_token")
         yield feature, real
-        yield special(model.image_end_token)
+        yield special("image_end_token")
 
     def _run_vlm(
         self, hidden: Tensor, real: Tensor, sees: Tensor | None, full: bool, before: Prefix | None = None

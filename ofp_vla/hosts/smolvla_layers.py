@@ -17,6 +17,23 @@ from ofp_vla.hosts.attention import heads
 Attend = Callable[[Any, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
+def patch_positions(vision: Any, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positions (P,) of the patches of whole pictures (B, 3, H, W), as SmolVLM's embeddings find them.
+
+    A picture of any size lies over the grid that they were trained on; shares are of its pixels' type.
+    """
+    side = vision.embeddings.num_patches_per_side
+    edges = torch.arange(1 / side, 1.0, 1 / side, device=images.device)
+
+    def places(patches: int) -> Tensor:
+        index = torch.arange(patches, device=images.device, dtype=torch.float32)
+        share = (index * (1.0 / index.new_full((), patches))).clamp(max=1.0 - 1e-6).to(dtype)
+        return torch.bucketize(share, edges, right=True)
+
+    down, right = (places(size // vision.patch_size) for size in images.shape[2:])
+    return (down[:, None] * side + right[None, :]).flatten()
+
+
 def vlm_layer(
     attend: Attend,
     layer: Any,

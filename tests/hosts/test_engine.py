@@ -25,8 +25,6 @@ BATCHES = {
 # Relative to the largest action. The random tiny models raise rounding by much, pi05's adaptive norms most:
 # the spread over seeds was 1e-5.
 ROUNDING = 1e-4
-# SmolVLM's vision tower in transformers asks for its own mask and indexes by it.
-VISION_WAITS = {"smolvla": 3}
 # These leave out what changes no bit of what is kept.
 SAME_BITS = ("last_layer", "one_wait", "unmasked")
 
@@ -167,11 +165,9 @@ def test_full_prompts_need_no_mask_and_padding_or_a_null_query_does(host, monkey
 def test_a_chunk_waits_once_for_its_inputs_and_once_for_its_result(acting, way):
     batch, way = BATCHES["padded prompts"], WAYS[way]
     with_engine(acting, "on").predict_action_chunk(batch)  # the first one says what must be known
-    host = acting.name.removesuffix("_ofp")
-    own = 2 + VISION_WAITS.get(host, 0)
-    assert count(lambda: acting.draw(batch, sampling=way)).waits == own
+    assert count(lambda: acting.draw(batch, sampling=way)).waits == 2
     acting.reset()
-    assert count(lambda: acting.predict_action_chunk(batch)).waits == own
+    assert count(lambda: acting.predict_action_chunk(batch)).waits == 2
 
 
 def test_the_vision_tower_of_a_bfloat16_policy_adds_no_error_of_its_own(host):

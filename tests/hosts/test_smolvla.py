@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast, SmolVLMForConditio
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 
 from ofp_vla.core import Query
+from ofp_vla.counting import count
 from ofp_vla.hosts.smolvla_arch import PUBLISHED, TINY, OfflineVLAFlowMatching, model_name
 from ofp_vla.policies.smolvla_ofp.configuration_smolvla_ofp import SmolVLAOFPConfig
 from ofp_vla.policies.smolvla_ofp.modeling_smolvla_ofp import SmolVLAOFPPolicy
@@ -260,3 +261,15 @@ def test_published_configuration_reads_as_transformers_reads_it(tmp_path):
     SmolVLMConfig(**json.loads(json.dumps(published))).save_pretrained(tmp_path)
     text = AutoConfig.from_pretrained(tmp_path).text_config
     assert (text.num_attention_heads, text.num_key_value_heads, text.head_dim) == (15, 5, 64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_whole_pictures_are_embedded_as_lerobot_does_without_a_wait(dtype, side):
+    policy = tiny_policy(host="smolvla", dtype=dtype)
+    pictures = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = policy.model.vlm_with_expert.embed_image(pictures)
+        found = []
+        assert count(lambda: found.append(policy.host._embed_image(pictures))).waits == 0
+    assert torch.equal(found[0], expected)

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ofp_vla.core.draws import normal
 from ofp_vla.errors import CheckpointError, DataError
+from ofp_vla.hosts.engine import Levers
+from ofp_vla.hosts.observation import Observation
 from ofp_vla.hosts.roles import TEACHER, AdapterRoles
 from ofp_vla.lerobot_seams.policy_hooks import HostPolicy
 from ofp_vla.policies.facts import Facts
 from ofp_vla.policies.one_step.continuation import LeftOver, check_guidance
-from ofp_vla.policies.one_step.drawing import Drawn, Start, draw_chunks
-from ofp_vla.policies.one_step.guard import refuse_bad_numbers
+from ofp_vla.policies.one_step.drawing import Drawing, Drawn, Start
+from ofp_vla.policies.one_step.guard import Looked, refuse_bad_numbers
 from ofp_vla.policies.one_step.warm_start import LastChunk, rebase
 from ofp_vla.policies.sampling import Sampling, trains_one_jump
 
@@ -200,15 +202,53 @@ class Acting(HostPolicy):
             noise = normal(shape, device)
         elif tuple(noise.shape) != shape:
             raise DataError(f"noise has shape {tuple(noise.shape)}, the policy needs {shape}")
-        drawn = draw_chunks(
-            self.host.bind(observation, self.acting_role(way) if role is None else role),
-            Start(noise, warm, warm_rows, config.warm_start_time),
+        drawing = Drawing(
+            self.host,
+            self.acting_role(way) if role is None else role,
             way,
+            t_w=config.warm_start_time,
             actions=self._action_size,
             executed=config.n_action_steps,
         )
-        own, padding = drawn.chunk.tensor_split([self._action_size], dim=-1)
-        return replace(drawn, chunk=torch.cat([self.guard(own), padding], dim=-1))
+        start = Start(noise, *(None if x is None else x.to(device) for x in (warm, warm_rows)))
+        drawn, looked = self._drawn(drawing, observation, start, real=watched is None or len(watched) > 0)
+        self.guard.judge(looked)
+        return drawn
+
+    def _drawn(
+        self, drawing: Drawing, observation: Observation, start: Start, *, real: bool
+    ) -> tuple[Drawn, Looked]:
+        """Chunks within the limits; the first `real` ones are compared with the path without levers."""
+        limits = self.guard.limits
+
+        def within(chunk: Tensor, limits: object = limits) -> tuple[Tensor, Looked]:
+            own, padding = chunk.tensor_split([self._action_size], dim=-1)
+            inside, looked = self.guard.look(own)
+            return torch.cat([inside, padding], dim=-1), looked
+
+        def draw() -> tuple[Drawn, Looked]:
+            return drawing(observation, start, within, id(limits))
+
+        repeated = self.host.captures.repeated
+        drawn = draw()
+        if not real or not self.host.repeats:
+            return drawn
+        compared = (drawing.role, drawing.way, self.host.captures.repeated > repeated)
+        if compared in self.host.compared:
+            return drawn
+        self.host.compared.add(compared)
+        found = drawing.agreement(observation, start, drawn[0], within)
+        if found is None or found.holds:
+            return drawn
+        logger.warning(
+            "engine=off from here on: the first chunk (%s, weights of %r) is not that of the path without "
+            "the fast path's levers: %s",
+            drawing.way,
+            drawing.role,
+            found.said,
+        )
+        self.host.levers = Levers.of("off")
+        return draw()
 
     def _watch_state(self, batch: dict[str, Tensor], rows: Sequence[int] | None, facts: Facts) -> None:
         state = batch.get(OBS_STATE)

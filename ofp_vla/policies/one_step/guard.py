@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lerobot.configs.types import NormalizationMode
@@ -22,6 +22,14 @@ logger = logging.getLogger(__name__)
 LARGEST = 1e4
 # Normalised state beyond which acting warns: data that fit their statistics rarely go there.
 UNLIKELY_STATE = 10.0
+
+
+class Looked(NamedTuple):
+    """What the guard has found in actions (B, H, A), still on their device."""
+
+    bad: Tensor  # (B,) bool, rows that are not finite
+    changed: Tensor | None  # values beyond the limits in each limited dimension
+    numbers: Tensor  # whether a row is bad and, if there are limits, the sum of `changed`
 
 
 class ActionGuard:
@@ -50,19 +58,32 @@ class ActionGuard:
         Raises:
             NonFiniteActionError: some row holds NaN or infinity.
         """
+        inside, looked = self.look(actions)
+        self.judge(looked)
+        return inside
+
+    def look(self, actions: Tensor) -> tuple[Tensor, Looked]:
+        """(B, H, A) actions within the limits, and what `judge` reads; waits for nothing."""
         bad = ~torch.isfinite(actions).flatten(1).all(dim=1)
         if self.limits is None:
-            self._refuse(bad, bool(bad.any()))
-            return actions
+            return actions, Looked(bad, None, bad.any()[None].long())
         low, high = self._limits_beside(actions, self.limits)
         size = low.shape[0]
         inside = actions[..., :size].clamp(low, high)
         changed = (inside != actions[..., :size]).flatten(0, -2).sum(dim=0)
-        any_bad, count = torch.stack([bad.any(), changed.sum()]).tolist()
-        self._refuse(bad, bool(any_bad))
-        if count:
-            self._count(changed, count)
-        return torch.cat([inside, actions[..., size:]], dim=-1)
+        numbers = torch.stack([bad.any().long(), changed.sum()])
+        return torch.cat([inside, actions[..., size:]], dim=-1), Looked(bad, changed, numbers)
+
+    def judge(self, looked: Looked) -> None:
+        """Reads what `look` has found, the one wait for a chunk, and counts it.
+
+        Raises:
+            NonFiniteActionError: some row holds NaN or infinity.
+        """
+        any_bad, *count = looked.numbers.tolist()
+        self._refuse(looked.bad, bool(any_bad))
+        if looked.changed is not None and count[0]:
+            self._count(looked.changed, count[0])
 
     def _limits_beside(self, actions: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The limits on the actions' device, kept there: a copy from the host would wait for the device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
@@ -152,6 +152,13 @@ class OneStepPolicy(Persistence, Acting):
                 self.model, make_roles(self), self.config.attention, self.config.levers
             )
         return self._host
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `to`, `half`, `cpu`: what was recorded keeps the weights where they were, and their memory.
+        host = self.__dict__.get("_host")
+        if host is not None:
+            host.captures.drop()
+        return super()._apply(fn, recurse)
 
     @property
     def _action_size(self) -> int:

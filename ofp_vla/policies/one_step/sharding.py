@@ -55,6 +55,8 @@ def prepare_sharding(policy: nn.Module, roles: Roles) -> None:
     plugin.mixed_precision_policy = None
     plugin.auto_wrap_policy = functools.partial(_is_one_of, chosen=chosen)
     plugin.ignored_modules = [m for m in policy.modules() if _is_leaf(m) and id(m) not in chosen]
+    host: Any = policy.host
+    host.captures.stop("FSDP gathers the weights of a layer in each call")
     held = [p for m in plugin.ignored_modules for p in m.parameters()]
     for parameter in held:
         distributed.broadcast(parameter.data, 0)

@@ -1,0 +1,1 @@
+"""Work without gradient, recorded once a shape and repeated: CUDA graphs, and when they end."""
