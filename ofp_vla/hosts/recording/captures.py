@@ -27,7 +27,7 @@ from ofp_vla.hosts.recording.rehearsal import Rehearsal
 logger = logging.getLogger(__name__)
 
 # Recordings of one policy: batch sizes, cameras, prompt columns, ways to draw. The one not used longest goes.
-BOUND = 16
+BOUND = 32
 # Calls of a shape before it is recorded.
 CALLS_BEFORE = 1
 # How often recordings may be dropped before any of them was repeated twice, until none are made any more.

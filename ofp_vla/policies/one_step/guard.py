@@ -66,7 +66,7 @@ class ActionGuard:
         """(B, H, A) actions within the limits, and what `judge` reads; waits for nothing."""
         bad = ~torch.isfinite(actions).flatten(1).all(dim=1)
         if self.limits is None:
-            return actions, Looked(bad, None, bad.any()[None].long())
+            return actions, Looked(bad, None, bad.any()[None])
         low, high = self._limits_beside(actions, self.limits)
         size = low.shape[0]
         inside = actions[..., :size].clamp(low, high)
