@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--gather-ms", type=float, default=0.0)
     options = parser.parse_args()
     # Here, because a client's process imports this file too and needs none of it.
-    from common import machine
+    import torch
 
     from ofp_vla.checkpoints.assets import tiny_base
     from ofp_vla.policies.checkpoint import load_policy
@@ -117,7 +117,9 @@ def main() -> None:
                 "clients": {str(count): row for count, row in medians.items()},
                 "ratio": ratio,
                 "gather_ms": options.gather_ms,
-                **machine(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             }
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -27,15 +28,19 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Commit of the checkout that this runs from, with "+changes" if files differ; "" outside of one."""
+    """Commit of the checkout that this runs from, with "+changes" if files differ.
+
+    Of a copy without its history, what the environment variable OFP_COMMIT says; "" if it says nothing.
+    """
     root = Path(__file__).resolve().parent.parent
+    said = os.environ.get("OFP_COMMIT", "")
     if not (root / ".git").exists():
-        return ""
+        return said
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return said
 
 
 def _git(root: Path, *arguments: str) -> str:

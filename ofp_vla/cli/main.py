@@ -14,6 +14,7 @@ from ofp_vla.checkpoints.assets import PACKAGED_BASE, PACKAGED_BASES, tiny_base
 from ofp_vla.cli import data as cli_data
 from ofp_vla.cli import hub as cli_hub
 from ofp_vla.cli import recipes as cli_recipes
+from ofp_vla.cli.bench import bench
 from ofp_vla.cli.open_loop import compare_open_loop
 from ofp_vla.cli.options import Choose, Doubt, DoubtSteps, Draws, SamplerOption, Steps, WarmOrCold
 from ofp_vla.cli.serve import serve
@@ -174,6 +175,7 @@ def evaluate(
 app.command()(serve)
 app.command()(study)
 app.command("compare-open-loop")(compare_open_loop)
+app.command()(bench)
 
 
 @app.command()

@@ -1,0 +1,98 @@
+"""Chunks of actions: LeRobot's own sampler and ours, on the same weights and observations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ofp_vla.bench.groups import Group, Stand, Unavailable
+from ofp_vla.bench.subjects import Subject, batch_of
+from ofp_vla.bench.timing import Arm
+from ofp_vla.hosts.engine import Levers
+from ofp_vla.policies.checkpoint import LoadedPolicy
+from ofp_vla.policies.sampling import Sampling
+
+PART = "acting"
+LEROBOT, LEROBOT_ONE = "LeRobot, ten steps", "LeRobot, one step"
+COMPILED = "LeRobot compiled, ten steps"
+ONE, WARM, DRAWS = "one step", "one step, warm start", "one step, eight draws"
+TWO, TEN = "two steps", "ten steps"
+FP8_ENGINE = "+fp8"
+_OFF = ", engine=off"
+
+WAYS = {
+    ONE: Sampling("interval", 1, False),
+    WARM: Sampling("interval", 1, True),
+    DRAWS: Sampling("interval", 1, False, 8),
+    TWO: Sampling("interval", 2, False),
+    TEN: Sampling("interval", 10, False),
+}
+
+
+def acting(batch: int, on: Subject, off: Subject, fp8: Subject) -> Group:
+    """Our ways to act and LeRobot's sampler, eager."""
+    ours = {name: _ours(way, batch) for name, way in WAYS.items()}
+    without = {name + _OFF: _ours(WAYS[name], batch) for name in (ONE, TEN)}
+    lerobot = {LEROBOT: _stock(10, batch), LEROBOT_ONE: _stock(1, batch)}
+    exact = {f"{name}, fp8": _ours(WAYS[name], batch) for name in (ONE, TEN)}
+    return Group(
+        PART,
+        batch,
+        [Stand(on, ours), Stand(off, {**lerobot, **without}), Stand(fp8, exact)],
+        weight=3.0,
+    )
+
+
+def compiled(batch: int, off: Subject, mode: str) -> Group:
+    """LeRobot's sampler as its switch `compile_model` makes it."""
+    return Group(PART, batch, [Stand(off, {COMPILED: _compiled(batch, mode)})], slow=True)
+
+
+def need_engine(engine: str) -> None:
+    """Raises Unavailable if this version's engine has no such option."""
+    try:
+        Levers.of(engine)
+    except ValueError as error:
+        raise Unavailable(f"this version's engine has no option {engine!r}") from error
+
+
+def _ours(way: Sampling, batch: int) -> Callable[[LoadedPolicy], Arm]:
+    def make(loaded: LoadedPolicy) -> Arm:
+        policy = loaded.policy
+        seen = batch_of(policy, batch)
+        before = policy.generate(seen, sampling=way) if way.warm else None
+        return Arm(lambda: policy.generate(seen, sampling=way, warm=before), batch)
+
+    return make
+
+
+def _stock(steps: int, batch: int) -> Callable[[LoadedPolicy], Arm]:
+    def make(loaded: LoadedPolicy) -> Arm:
+        policy = loaded.policy
+        seen = batch_of(policy, batch)
+        sampler = policy.host_class.stock_chunk
+        return Arm(torch.no_grad()(lambda: sampler(policy, seen, None, steps)), batch)
+
+    return make
+
+
+def _compiled(batch: int, mode: str) -> Callable[[LoadedPolicy], Arm]:
+    def make(loaded: LoadedPolicy) -> Arm:
+        core: Any = loaded.policy.model
+        eager = _stock(10, batch)(loaded)
+        torch._dynamo.reset()
+        # The statement of LeRobot's constructor; the attribute is gone again after each call.
+        faster = torch.compile(core.sample_actions, mode=mode)
+
+        def run() -> None:
+            core.sample_actions = faster
+            try:
+                eager.run()
+            finally:
+                del core.sample_actions
+
+        return Arm(run, batch)
+
+    return make

@@ -1,0 +1,165 @@
+"""What a chunk and a training step cost, counted on tensors without memory: no clock, no GPU, no weights.
+
+Prompts have `PROMPT` tokens, padded as LeRobot pads them. Operator calls stand for launches: views are free,
+and every other operator counts as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from ofp_vla.bench import acting, training
+from ofp_vla.bench.floors import Phase
+from ofp_vla.bench.random_weights import SHAPES, random_config
+from ofp_vla.bench.rows import Row
+from ofp_vla.bench.subjects import PROMPT
+from ofp_vla.core.sampling import sample
+from ofp_vla.counting import Cost, count
+from ofp_vla.hosts.engine import Levers
+from ofp_vla.hosts.host import Observation, PromptExtent
+from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy
+from ofp_vla.policies.sampling import Sampling
+
+PREFIX, EXPERT, EXPERT_DRAWS = "prefix", "expert", "expert, eight draws"
+_OFF = ", engine=off"
+
+
+class Counter:
+    """Counts work of π0.5 of a size in a type."""
+
+    def __init__(self, size: str, dtype: str, prompt: int = PROMPT) -> None:
+        self.size, self.dtype, self.prompt = size, dtype, prompt
+        self._mode = FakeTensorMode()
+
+    def policy(self, engine: str = "on") -> PI05OFPPolicy:
+        """A policy of shapes and types without numbers, which says that it is on the CPU."""
+        config = random_config(self.size, self.dtype, "cpu", engine=engine, attention="sdpa")
+        with torch.device("meta"):
+            policy = PI05OFPPolicy.around(PI05OFPPolicy.host_class.build(config), config).eval()
+        for module in policy.modules():
+            for kept in (module._parameters, module._buffers):
+                for name, tensor in kept.items():
+                    if tensor is not None:
+                        kept[name] = FakeTensor(self._mode, tensor.detach(), torch.device("cpu"))
+        return policy
+
+    def observation(self) -> Observation:
+        """Prepared pictures and tokens; what would be asked of the device is known."""
+        side, cameras, _, _ = SHAPES[self.size]
+        padded = self._padded
+        return Observation(
+            tuple(torch.empty(1, 3, side, side) for _ in range(cameras)),
+            torch.empty(1, padded, dtype=torch.long),
+            torch.empty(1, padded, dtype=torch.bool),
+            extent=PromptExtent(self.prompt, self.prompt),
+        )
+
+    @property
+    def _padded(self) -> int:
+        return max(200, self.prompt)
+
+    def noise(self, draws: int = 1) -> Tensor:
+        """Where chunks start."""
+        _, _, horizon, width = SHAPES[self.size]
+        return torch.empty(1, *([draws] if draws > 1 else []), horizon, width)
+
+    def count(self, work: Callable[[], object], policy: PI05OFPPolicy) -> Cost:
+        """What a piece of work on a policy costs."""
+        weights = [
+            kept for module in policy.modules() for kept in module._parameters.values() if kept is not None
+        ]
+        with self._mode, torch.no_grad():
+            return count(work, weights)
+
+    def chunk(self, policy: PI05OFPPolicy, way: Sampling) -> Cost:
+        """Our sampler, from prepared pictures and tokens to a chunk."""
+        return self.count(
+            lambda: sample(policy.host.bind(self.observation()), self.noise(way.draws), steps=way.steps),
+            policy,
+        )
+
+    def stock(self, policy: PI05OFPPolicy, steps: int) -> Cost:
+        """LeRobot's sampler on the same inputs."""
+
+        def work() -> Any:
+            seen = self.observation()
+            masks = [torch.empty(1, dtype=torch.bool) for _ in seen.images]
+            words = seen.tokens, seen.token_mask
+            return policy.model.sample_actions(
+                list(seen.images), masks, *words, noise=self.noise(), num_steps=steps
+            )
+
+        return self.count(work, policy)
+
+    def prefix(self, policy: PI05OFPPolicy) -> Cost:
+        """Pictures and prompt, once a chunk."""
+        return self.count(lambda: policy.host.encode(self.observation()), policy)
+
+
+def count_all(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:
+    """Yields what is counted, by name: LeRobot's and our ways, and the phases of which floors are made."""
+    counter = Counter(size, dtype)
+    on = counter.policy()
+    found: dict[str, Cost] = {}
+    for name in (acting.ONE, acting.DRAWS, acting.TEN):
+        found[name] = counter.chunk(on, acting.WAYS[name])
+        yield name, found[name]
+    prefix = counter.prefix(on)
+    yield PREFIX, prefix
+    yield EXPERT, less(found[acting.ONE], prefix)
+    yield EXPERT_DRAWS, less(found[acting.DRAWS], prefix)
+    off = counter.policy("off")
+    yield acting.LEROBOT, counter.stock(off, 10)
+    yield acting.LEROBOT_ONE, counter.stock(off, 1)
+    for name in (acting.ONE, acting.TEN):
+        yield name + _OFF, counter.chunk(off, acting.WAYS[name])
+
+
+def count_levers(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:
+    """Yields ten steps without each lever of the engine."""
+    counter = Counter(size, dtype)
+    for lever in Levers.names():
+        policy = counter.policy(f"-{lever}")
+        yield f"{acting.TEN}, without {lever}", counter.chunk(policy, acting.WAYS[acting.TEN])
+
+
+def less(whole: Cost, part: Cost) -> Cost:
+    """The rest of a whole."""
+    return Cost(
+        whole.flops - part.flops,
+        whole.calls - part.calls,
+        whole.weight_bytes - part.weight_bytes,
+        whole.waits - part.waits,
+    )
+
+
+def phases(row: Row, counts: Mapping[str, Mapping[str, int]]) -> list[Phase]:
+    """What a row has to do at least, as phases; none where it was not counted.
+
+    A chunk reads its prefix once and its expert once a step, whoever computes it. A training step is its
+    flow-matching minimum: the prefix forward, and the expert forward and backward (twice as much) once.
+    """
+    known = {name: Cost(**cost) for name, cost in counts.items()}
+    if not {PREFIX, EXPERT, EXPERT_DRAWS} <= known.keys():
+        return []
+    prefix = Phase.of(known[PREFIX], row.batch)
+    if row.part == training.PART:
+        once = known[EXPERT]
+        tripled = Phase(3.0 * once.flops * row.batch, 2.0 * once.weight_bytes)
+        return [prefix, tripled]
+    if row.part != acting.PART:
+        return []
+    ways = {acting.LEROBOT: (10, EXPERT), acting.LEROBOT_ONE: (1, EXPERT), acting.COMPILED: (10, EXPERT)}
+    ways |= {
+        name: (way.steps, EXPERT_DRAWS if way.draws > 1 else EXPERT) for name, way in acting.WAYS.items()
+    }
+    name = row.name.removesuffix(_OFF)
+    if name not in ways:
+        return []  # another type than the counted one
+    steps, expert = ways[name]
+    return [prefix, Phase.of(known[expert], row.batch, steps)]

@@ -1,0 +1,138 @@
+"""Groups of rows that are measured in turns, and how one group is run within the time budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ofp_vla.bench.rows import MEASURED, SKIPPED, Results, Row
+from ofp_vla.bench.subjects import Subject
+from ofp_vla.bench.timing import Arm, Budget, Clock, ended_by, interleave, time_limit, warm_up
+
+
+class Unavailable(RuntimeError):
+    """What a row would measure does not exist here; its message says why."""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Rows that are measured on one subject.
+
+    Attributes:
+        subject: what they are measured on.
+        arms: name of a row -> what makes its arm of the subject.
+    """
+
+    subject: Subject
+    arms: Mapping[str, Callable[[Any], Arm]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows whose arms take turns.
+
+    Attributes:
+        part: see `Row`.
+        batch: see `Row`.
+        stands: subjects with their rows.
+        weight: share of the time, in proportion to the other groups' weights.
+        drops: subjects that no later group needs.
+        slow: whether it compiles for minutes, so that all else comes before it.
+    """
+
+    part: str
+    batch: int
+    stands: Sequence[Stand]
+    weight: float = 1.0
+    drops: Sequence[Subject] = ()
+    slow: bool = False
+
+    def keep(self, wanted: Callable[[str], bool]) -> Group:
+        """The group with the wanted rows alone."""
+        stands = [
+            Stand(stand.subject, {name: make for name, make in stand.arms.items() if wanted(name)})
+            for stand in self.stands
+        ]
+        return replace(self, stands=stands)
+
+    def rows(self, results: Results, dtype: str) -> list[tuple[Stand, Row]]:
+        """The rows with their subjects, listed in the results before any is measured."""
+        return [
+            (stand, results.row(self.part, name, self.batch, dtype))
+            for stand in self.stands
+            for name in stand.arms
+        ]
+
+
+def run_group(
+    group: Group, rows: Sequence[tuple[Stand, Row]], clock: Clock, seconds: float, budget: Budget
+) -> None:
+    """Measures the rows of a group; each that fails keeps its reason, and the others go on."""
+    arms: dict[str, Arm] = {}
+    found: dict[str, Row] = {}
+    began = budget.spent
+    for stand, row in rows:
+        with _notes(row):
+            arm = _warm(stand, row, clock, budget)
+        if arm is not None:
+            arms[row.name], found[row.name] = arm, row
+    # Making and warming up is part of the group's share, but not so much that nothing is left.
+    rest = max(seconds - (budget.spent - began), 0.3 * seconds)
+    for name, timed in interleave(arms, clock, rest, budget).items():
+        found[name].take(timed, arms[name].per_call)
+    for subject in group.drops:
+        subject.drop(clock)
+
+
+def _warm(stand: Stand, row: Row, clock: Clock, budget: Budget) -> Arm | None:
+    """The warm arm of a row; None if there is none, which the row then tells."""
+    subject = stand.subject
+    row.reason = ""
+    if budget.left <= 0:
+        row.status, row.reason = SKIPPED, f"the time budget of {budget.seconds:.0f} s was spent"
+        return None
+    try:
+        with time_limit(budget.left):
+            thing = subject.get(clock)
+            arm = stand.arms[row.name](thing)
+    except Unavailable as error:
+        row.status, row.reason = SKIPPED, str(error)
+        return None
+    except Exception as error:
+        row.fail(ended_by(error, budget))
+        clock.free()
+        return None
+    timed = warm_up(arm, clock, budget)
+    row.take(timed, arm.per_call, subject.resident)
+    subject.resident += timed.kept
+    return None if timed.error else arm
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(" ".join(record.getMessage().split()))
+
+
+@contextmanager
+def _notes(row: Row) -> Iterator[None]:
+    """What is warned of while a row is made and warmed up, such as a fallback, becomes its reason."""
+    kept, logger = _Kept(), logging.getLogger("ofp_vla")
+    logger.addHandler(kept)
+    try:
+        yield
+    finally:
+        logger.removeHandler(kept)
+    if kept.lines and not row.reason:
+        row.reason = "; ".join(dict.fromkeys(kept.lines))[:400]
+
+
+def finished(row: Row) -> bool:
+    """Whether a row needs no second try."""
+    return row.status == MEASURED

@@ -1,0 +1,109 @@
+"""A benchmark as tables: for a terminal, and as Markdown for docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from ofp_vla.bench.rows import MEASURED, Results, Row
+
+TITLES = {"acting": "Acting", "stages": "Stages", "training": "Training step"}
+UNITS = {"acting": "chunks/s", "stages": "/s", "training": "samples/s"}
+COLUMNS = ("p50 ms", "p95", "p99", "", "peak GB", "floor ms", "x floor", "calls")
+
+
+def cells(row: Row) -> list[str]:
+    """The numbers of a measured row, in the order of `COLUMNS`."""
+    memory = "" if row.peak_gb is None else f"{row.peak_gb:.1f}"
+    floor = "" if row.floor_ms is None else f"{row.floor_ms:.2f}"
+    over = "" if row.over_floor is None else f"{row.over_floor:.1f}"
+    times = [digits(value) for value in (row.p50_ms, row.p95_ms, row.p99_ms)]
+    return [*times, f"{row.per_second or 0:.1f}", memory, floor, over, str(row.calls)]
+
+
+def digits(value: float | None) -> str:
+    """Milliseconds to three digits or so."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 20 else f"{value:.2f}"
+
+
+def terminal(results: Results) -> Iterator[Table]:
+    """Yields a table for each part that has rows."""
+    for part, title in TITLES.items():
+        rows = results.of(part)
+        if not rows:
+            continue
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        table.add_column("", no_wrap=True)
+        table.add_column("batch", justify="right")
+        for column in COLUMNS:
+            table.add_column(column or UNITS[part], justify="right")
+        for row in rows:
+            if row.status == MEASURED:
+                table.add_row(row.name, str(row.batch), *cells(row))
+        yield table
+
+
+def remarks(results: Results) -> list[str]:
+    """What was not measured and why, and what was logged about rows that were."""
+    found: dict[str, list[str]] = {}
+    for row in results.rows:
+        if row.reason:
+            state = "" if row.status == MEASURED else f"{row.status}: "
+            found.setdefault(state + row.reason, []).append(f"{row.name} ({row.part}, batch {row.batch})")
+    return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def markdown(results: Results) -> str:
+    """Sections with a table each, as docs/performance.md has them."""
+    parts = [headline(results.provenance, results.ceilings)]
+    for part, title in TITLES.items():
+        rows = [row for row in results.of(part) if row.status == MEASURED]
+        if not rows:
+            continue
+        shown = [name or UNITS[part] for name in COLUMNS]
+        lines = [f"{title}:", "", _line(["", "batch", *shown]), _line(["---"] * (len(shown) + 2))]
+        lines += [_line([row.name, str(row.batch), *cells(row)]) for row in rows]
+        parts.append("\n".join(lines))
+    told = remarks(results)
+    if told:
+        parts.append("\n".join(["Not measured, or remarked on:", "", *(f"- {line}" for line in told)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(facts: Mapping[str, object], ceilings: Mapping[str, float]) -> str:
+    """Where the numbers come from, as a paragraph."""
+    versions = facts.get("Versions")
+    known = versions if isinstance(versions, Mapping) else {}
+    words = [f"{facts.get('Weights')}; {machine_words(facts)}"]
+    words.append(
+        ", ".join(f"{name} {known[name]}" for name in ("torch", "lerobot", "transformers") if name in known)
+    )
+    if facts.get("Commit"):
+        words.append(f"commit {facts['Commit']}")
+    words.append(f"{facts.get('Date')}")
+    text = ". ".join(words)
+    if ceilings:
+        text += (
+            f". Measured ceilings of the machine: copy {ceilings['copy'] / 1e12:.2f} TB/s, matrix product "
+            f"{ceilings['flops'] / 1e12:.0f} TFLOP/s"
+        )
+    commands = facts.get("Commands")
+    shown = "\n".join(f"    {line}" for line in commands) if isinstance(commands, Sequence) else ""
+    return f"{text}.\n\n{shown}"
+
+
+def machine_words(facts: Mapping[str, object]) -> str:
+    """The card, or the processor with its load."""
+    if facts.get("Card"):
+        return f"one {facts['Card']}, driver {facts.get('Driver')}"
+    machine = facts.get("Machine")
+    processor = machine.get("Processor") if isinstance(machine, Mapping) else machine
+    return f"{processor}, {facts.get('Threads')} threads, load {facts.get('Load')}"
+
+
+def _line(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"

@@ -1,0 +1,163 @@
+"""`ofp-vla bench` end to end at the tiny size: what it measures, writes, continues and refuses."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ofp_vla.bench import acting, stages, timing, training
+from ofp_vla.bench.rows import FILE, MEASURED, SKIPPED, Results
+from ofp_vla.bench.run import plan
+from ofp_vla.bench.settings import PARTS, BenchSettings
+from ofp_vla.bench.tables import digits
+from ofp_vla.cli.main import app
+from tests.commands.reading import ROOT
+
+TINY = ("--random-init", "--size", "tiny", "--dtype", "float32", "--device", "cpu")
+
+
+def bench(*options):
+    return CliRunner().invoke(app, ["bench", *map(str, options)])
+
+
+def refusal(*options):
+    """The message, on one line, of a call that was refused as a user's error."""
+    done = bench(*options)
+    assert done.exit_code == 2, done.output
+    return " ".join(done.output.split())
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    chosen = ("--parts", "acting,stages,training", "--only", "one step,flow_matching,wire")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(timing, "MOST", timing.FEWEST)
+        done = bench(*TINY, "--batches", "1", *chosen, "--seconds", "300", "--output", folder)
+    assert done.exit_code == 0, done.output
+    return folder, done.output
+
+
+def test_its_numbers_its_page_and_its_last_line_say_the_same(measured):
+    folder, output = measured
+    written = json.loads((folder / FILE).read_text())
+    told = json.loads(output.rstrip().rpartition("\n")[2])
+    rows = [row for row in written["rows"] if row["status"] == MEASURED]
+    assert told["rows"][MEASURED] == len(rows)
+    names = {(row["part"], row["name"]) for row in rows}
+    assert {(acting.PART, acting.ONE), (acting.PART, acting.LEROBOT_ONE)} <= names
+    assert {("stages", stages.WHOLE), ("stages", stages.SERVED), ("stages", stages.WIRE)} <= names
+    assert (training.PART, training.FLOW) in names
+    page = (folder / "bench.html").read_text()
+    for row in rows:
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["per_second"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"])
+        assert row["calls"] >= timing.FEWEST
+        assert row["name"] in page
+        assert row["name"] in output
+    facts = written["provenance"]
+    assert facts["Versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"Machine", "Date", "Load", "Commands", "Weights"} <= facts.keys()
+    assert {"copy", "flops"} == written["ceilings"].keys()
+
+
+def test_what_is_there_is_not_measured_again_and_is_shown_as_markdown(measured):
+    folder, _ = measured
+    before = Results.read(folder / FILE)
+    again = bench(*TINY, "--parts", "acting", "--batches", "1", "--only", "one step", "--output", folder)
+    assert again.exit_code == 0, again.output
+    after = Results.read(folder / FILE)
+    assert (after.rows, after.ceilings) == (before.rows, before.ceilings)
+    assert len(after.provenance["Commands"]) == len(before.provenance["Commands"]) == 1  # by sys.argv
+    shown = bench("--show", folder / FILE)
+    row = next(row for row in after.rows if row.name == acting.ONE)
+    assert f"| {row.name} | 1 | {digits(row.p50_ms)} | " in shown.output
+
+
+def test_rows_of_another_size_do_not_stand_beside_these(measured):
+    folder, _ = measured
+    said = refusal("--random-init", "--size", "small", "--device", "cpu", "--output", folder)
+    assert "of other weights (random, π0.5 of size tiny; here random, π0.5 of size small)" in said
+    assert "give another --output" in said
+
+
+def test_what_the_time_does_not_reach_is_listed(tmp_path):
+    done = bench(*TINY, "--parts", "training", "--batches", "2", "--seconds", "1", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    rows = Results.read(tmp_path / FILE).rows
+    assert {row.name for row in rows} == {training.OFP, training.FLOW, training.LEROBOT, *training.OTHERS}
+    skipped = [row for row in rows if row.status == SKIPPED]
+    assert skipped
+    assert all("budget" in row.reason for row in skipped)
+    assert skipped[-1].name in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--random-init", "outputs/x"), "one of the two"),
+        ((), "one of the two"),
+        (("--random-init", "--parts", "acting,sleeping"), "sleeping given, choose among acting"),
+        (("--random-init", "--batches", "1,x"), "expected numbers such as 1,8,32"),
+        (("--show", "nowhere.json"), "no results of ofp-vla bench"),
+    ],
+)
+def test_bad_options_are_one_line(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(*options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_cuda_asked_for_and_missing_is_said_before_anything_is_made(tmp_path):
+    assert "sees no CUDA device" in refusal("--random-init", "--device", "cuda", "--output", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_begins_with_what_matters_most_and_ends_with_what_compiles(tmp_path):
+    settings = BenchSettings(
+        checkpoint="",
+        size="tiny",
+        parts=PARTS,
+        batches=(1, 8, 32),
+        dtype=None,
+        device=torch.device("cpu"),
+        seconds=1.0,
+        output=tmp_path,
+        compile_mode="default",
+    )
+    groups = plan(settings)
+    order = [(group.part, group.batch) for group in groups]
+    assert order[:6] == [
+        ("acting", 1),
+        ("training", 8),
+        ("training", 32),
+        ("stages", 1),
+        ("acting", 8),
+        ("acting", 32),
+    ]
+    assert [group.slow for group in groups] == sorted(group.slow for group in groups)
+    assert [group.batch for group in groups if group.slow] == [1, 8, 32]
+
+
+def test_a_page_shows_kept_results_once_and_renews_them(measured, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import document
+
+    monkeypatch.setattr(document, "RESULTS", tmp_path)
+    name = document.keep(measured[0] / FILE)
+    page = "# Speed\n\nWords.\n\n## Measured on an older card\n\nNumbers.\n"
+    once = document.added(page, name)
+    assert once.index("<!-- bench bench_cpu.json -->") < once.index("## Measured on an older card")
+    assert bench("--show", tmp_path / name).output in once
+    assert document.added(once, name) == document.renewed(once) == once
+    stale = once.replace("| one step | 1 | ", "| one step | 1 | 9")
+    assert document.renewed(stale) == once != stale
+
+
+def test_the_tables_of_the_documentation_are_those_of_their_files(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import document
+
+    page = document.PAGE.read_text()
+    assert document.renewed(page) == page
