@@ -19,6 +19,10 @@ class NonFiniteActionError(OFPError, FloatingPointError):
     """The policy computed an action that is NaN or infinite; nothing was sent to the robot."""
 
 
+class DeviceError(OFPError, ValueError):
+    """A device was asked for that this machine, or this build of PyTorch, does not have."""
+
+
 class MemoryFullError(OFPError, MemoryError):
     """A pass of the network that does not fit in memory; says nothing about the policy."""
 

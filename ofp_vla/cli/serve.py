@@ -8,7 +8,7 @@ import signal
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,9 +16,6 @@ from ofp_vla.cli.options import Choose, Doubt, DoubtSteps, Draws, SamplerOption,
 from ofp_vla.errors import OFPError
 from robotwin_eval.cli.options import pairs, token_of
 from robotwin_eval.files import replace_file
-
-if TYPE_CHECKING:
-    from ofp_vla.serving.local_policy import LocalPolicy
 
 
 class RobotName(StrEnum):
@@ -110,6 +107,7 @@ def serve(
     from ofp_vla.serving.local_policy import LocalPolicy
     from ofp_vla.serving.robots import ROBOTS, RobotPolicy, caution
     from ofp_vla.serving.server import PolicyServer
+    from ofp_vla.serving.warm_up import warm_up
 
     overrides = {} if device is None else {"device": device}
     loaded = load_policy(checkpoint, revision=revision, **overrides)
@@ -150,7 +148,7 @@ def serve(
         live=policy.clipping,
         on_fault=stop.set,
     )
-    warm_up(policy, task or "wait")
+    warmed_up = warm_up(policy, task or "wait")
     policy.serving_begins()
     _stop_on_signal(stop)
     with server:
@@ -159,6 +157,8 @@ def serve(
             f"{', '.join(policy.cameras)}; state of {policy.state_dim}; chunks of {policy.horizon} x "
             f"{policy.action_dim}"
         )
+        if loaded.policy.host.repeats:
+            typer.echo(f"warmed up: {warmed_up}")
         if policy.remark:
             typer.echo(f"note: {policy.remark}")
         if policy.sampling.warm and executed is None:
@@ -191,23 +191,6 @@ def serve(
             f"{clipped['since_last_client']} of them since the last client came"
         )
     typer.echo("stopped")
-
-
-def warm_up(policy: LocalPolicy, task: str) -> None:
-    """Makes one chunk of an empty scene, so that the first client does not wait for lazy initialisation.
-
-    Raises:
-        DataError: the policy cannot take the task.
-    """
-    import numpy as np
-
-    from ofp_vla.serving.local_policy import WARM_UP
-    from robotwin_eval.policy.protocol import NoiseKey, Observation, Request
-
-    images = {camera: np.zeros((64, 64, 3), np.uint8) for camera in policy.cameras}
-    observation = Observation(images, np.zeros(policy.state_dim or 0, np.float32))
-    policy.infer([Request(WARM_UP, observation, task, NoiseKey(0, "", 0, 0), reset=True, executed=0)])
-    policy.forget(WARM_UP)
 
 
 def _stop_on_signal(stop: threading.Event) -> None:

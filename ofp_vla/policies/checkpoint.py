@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
 from lerobot.processor import PolicyProcessorPipeline, RenameObservationsProcessorStep
+from lerobot.utils.device_utils import is_torch_device_available
 
 from ofp_vla.checkpoints.files import ADAPTER_CONFIG, CheckpointFiles, resolve_checkpoint
-from ofp_vla.errors import CheckpointError
+from ofp_vla.errors import CheckpointError, DeviceError
 from ofp_vla.policies.configuration import OneStepConfig
 from ofp_vla.policies.one_step.policy import OneStepPolicy
 from ofp_vla.policies.processors.saved import load_processors
@@ -45,7 +47,10 @@ def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overri
     Raises:
         CheckpointError: the checkpoint, its base or its processors are missing, damaged or do not match.
         ValueError: an override is not a field of the configuration or has a bad value.
+        DeviceError: `device` was given, and PyTorch does not find it.
     """
+    if overrides.get("device") is not None:
+        refuse_missing(str(overrides["device"]))
     source = resolve_checkpoint(checkpoint)
     files = CheckpointFiles(source, revision=revision)
     folder = files.need("config.json").parent
@@ -66,6 +71,26 @@ def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overri
     policy = policy_class.from_pretrained(source, config=config, revision=revision)
     policy.eval()
     return LoadedPolicy(policy, preprocess, postprocess, source)
+
+
+def refuse_missing(device: str) -> None:
+    """Raises DeviceError if a device that was asked for is not there; LeRobot would take the CPU instead."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device {device!r} is none that PyTorch knows; cpu, cuda, cuda:1, mps") from error
+    if wanted.type == "cpu" or is_torch_device_available(wanted.type):
+        found = torch.cuda.device_count() if wanted.type == "cuda" else 1
+        if (wanted.index or 0) < found:
+            return
+        raise DeviceError(
+            f"device {device!r} was asked for, and there are {found}: cuda:0 to cuda:{found - 1}"
+        )
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    raise DeviceError(
+        f"device {device!r} was asked for, and PyTorch {torch.__version__} ({built}) finds none; ofp-vla doctor "
+        f"says what it finds. Leave the device out, or take cpu"
+    )
 
 
 def _keep_own_names(before: PolicyProcessorPipeline, config: OneStepConfig) -> None:

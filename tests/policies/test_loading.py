@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from ofp_vla.checkpoints.files import CheckpointFiles, read_weights
 from ofp_vla.core.objectives import OFPConfig
-from ofp_vla.errors import CheckpointError
+from ofp_vla.errors import CheckpointError, DeviceError
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
+from ofp_vla.policies.checkpoint import load_policy
 from tests.support.stock import stock_chunk, stock_policy
 from tests.support.tiny import HORIZON, HOSTS, PARTS, WIDTH, tiny_batch, tiny_config, tiny_policy, train_head
 
@@ -263,3 +264,21 @@ def test_revision_and_cache_folder_choose_the_weights_of_a_hub_checkpoint(host, 
 def test_hub_name_that_is_not_cached_is_an_error_offline(host):
     with pytest.raises(CheckpointError, match=r"team/unknown.*HF_HUB_OFFLINE"):
         HOSTS[host].from_pretrained("team/unknown")
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda", "'cuda' was asked for, and PyTorch"),
+        ("graphics", "none that PyTorch knows"),
+        ("cuda:7", "'cuda:7'"),
+    ],
+)
+def test_a_device_that_is_asked_for_and_missing_is_an_error_not_the_cpu(device, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=said):
+        load_policy("nowhere", device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match="there are 2: cuda:0 to cuda:1"):
+        load_policy("nowhere", device="cuda:7")
