@@ -33,6 +33,6 @@ bench() {
         tee -a "$output/bench.log" | grep -v '^{' || echo "bench $* ended early; what it measured is kept"
 }
 
-bench "${SECONDS_MAIN:-240}"
-bench "${SECONDS_COMPILED:-60}" --parts acting --batches 1 --compile-mode "${COMPILE_MODE:-default}" --only compiled
+bench "${SECONDS_MAIN:-210}"
+bench "${SECONDS_COMPILED:-95}" --parts acting --batches 1 --compile-mode "${COMPILE_MODE:-default}" --only compiled
 "$python" -m ofp_vla.cli.main bench --show "$output"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,12 +43,13 @@ def acting(batch: int, on: Subject, off: Subject, fp8: Subject) -> Group:
         batch,
         [Stand(on, ours), Stand(off, {**lerobot, **without}), Stand(fp8, exact)],
         weight=3.0,
+        compare=partial(_cosines, batch, on, off, fp8),
     )
 
 
 def compiled(batch: int, off: Subject, mode: str) -> Group:
     """LeRobot's sampler as its switch `compile_model` makes it."""
-    return Group(PART, batch, [Stand(off, {COMPILED: _compiled(batch, mode)})], slow=True)
+    return Group(PART, batch, [Stand(off, {COMPILED: _compiled(batch, mode)})], late=True)
 
 
 def need_engine(engine: str) -> None:
@@ -66,6 +68,25 @@ def _ours(way: Sampling, batch: int) -> Callable[[LoadedPolicy], Arm]:
         return Arm(lambda: policy.generate(seen, sampling=way, warm=before), batch)
 
     return make
+
+
+@torch.no_grad()
+def _cosines(batch: int, on: Subject, off: Subject, fp8: Subject) -> dict[str, float]:
+    """Of whole chunks in one step and in ten, the least of the batch."""
+    if not off.made:
+        return {}
+    plain: LoadedPolicy = off.made[0]
+    seen = batch_of(plain.policy, batch)
+    config = plain.policy.config
+    noise = torch.randn(batch, config.chunk_size, config.max_action_dim).to(config.device)
+    found = {}
+    for way in (ONE, TEN):
+        reference = plain.policy.generate(seen, sampling=WAYS[way], noise=noise).double().flatten(1)
+        for name, subject in ((way, on), (f"{way}, fp8", fp8)):
+            for loaded in subject.made:
+                chunk = loaded.policy.generate(seen, sampling=WAYS[way], noise=noise).double().flatten(1)
+                found[name] = float(torch.cosine_similarity(chunk, reference).min())
+    return found
 
 
 def _stock(steps: int, batch: int) -> Callable[[LoadedPolicy], Arm]:

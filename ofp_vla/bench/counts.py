@@ -21,7 +21,7 @@ from ofp_vla.bench.subjects import PROMPT
 from ofp_vla.core.sampling import sample
 from ofp_vla.counting import Cost, count
 from ofp_vla.hosts.engine import Levers
-from ofp_vla.hosts.host import Observation, PromptExtent
+from ofp_vla.hosts.observation import Observation, PromptExtent
 from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy
 from ofp_vla.policies.sampling import Sampling
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ofp_vla.bench.rows import MEASURED, SKIPPED, Results, Row
 from ofp_vla.bench.subjects import Subject
-from ofp_vla.bench.timing import Arm, Budget, Clock, ended_by, interleave, time_limit, warm_up
+from ofp_vla.bench.timing import Arm, Budget, Clock, ended_by, interleave, one_line, time_limit, warm_up
+
+logger = logging.getLogger(__name__)
 
 
 class Unavailable(RuntimeError):
@@ -40,7 +42,9 @@ class Group:
         stands: subjects with their rows.
         weight: share of the time, in proportion to the other groups' weights.
         drops: subjects that no later group needs.
-        slow: whether it compiles for minutes, so that all else comes before it.
+        late: whether all else comes before it: it takes long, and less depends on it.
+        derived: name of a row -> its milliseconds from the medians of the other rows, by name.
+        compare: cosines of the rows' chunks with those of the path without the engine, by name.
     """
 
     part: str
@@ -48,7 +52,9 @@ class Group:
     stands: Sequence[Stand]
     weight: float = 1.0
     drops: Sequence[Subject] = ()
-    slow: bool = False
+    late: bool = False
+    derived: Mapping[str, Callable[[Mapping[str, float]], float]] = field(default_factory=dict)
+    compare: Callable[[], Mapping[str, float]] | None = None
 
     def keep(self, wanted: Callable[[str], bool]) -> Group:
         """The group with the wanted rows alone."""
@@ -56,7 +62,8 @@ class Group:
             Stand(stand.subject, {name: make for name, make in stand.arms.items() if wanted(name)})
             for stand in self.stands
         ]
-        return replace(self, stands=stands)
+        derived = {name: make for name, make in self.derived.items() if wanted(name)}
+        return replace(self, stands=stands, derived=derived)
 
     def rows(self, results: Results, dtype: str) -> list[tuple[Stand, Row]]:
         """The rows with their subjects, listed in the results before any is measured."""
@@ -83,8 +90,15 @@ def run_group(
     rest = max(seconds - (budget.spent - began), 0.3 * seconds)
     for name, timed in interleave(arms, clock, rest, budget).items():
         found[name].take(timed, arms[name].per_call)
-    for subject in group.drops:
-        subject.drop(clock)
+    if group.compare is not None and any(finished(row) for row in found.values()):
+        try:
+            with time_limit(budget.left):
+                for name, cosine in group.compare().items():
+                    if name in found:
+                        found[name].cosine = cosine
+        except Exception as error:
+            logger.warning("chunks were not compared: %s", one_line(error))
+            clock.free()
 
 
 def _warm(stand: Stand, row: Row, clock: Clock, budget: Budget) -> Arm | None:
@@ -123,14 +137,27 @@ class _Kept(logging.Handler):
 @contextmanager
 def _notes(row: Row) -> Iterator[None]:
     """What is warned of while a row is made and warmed up, such as a fallback, becomes its reason."""
-    kept, logger = _Kept(), logging.getLogger("ofp_vla")
-    logger.addHandler(kept)
+    kept, ours = _Kept(), logging.getLogger("ofp_vla")
+    ours.addHandler(kept)
     try:
         yield
     finally:
-        logger.removeHandler(kept)
+        ours.removeHandler(kept)
     if kept.lines and not row.reason:
         row.reason = "; ".join(dict.fromkeys(kept.lines))[:400]
+
+
+def derive(group: Group, results: Results, dtype: str) -> None:
+    """Fills the rows of a group that are worked out of others, where those are measured."""
+    known = {
+        row.name: row.p50_ms for row in results.of(group.part) if row.batch == group.batch and row.p50_ms
+    }
+    for name, milliseconds in group.derived.items():
+        row = results.row(group.part, name, group.batch, dtype)
+        try:
+            row.p50_ms, row.status, row.reason = max(milliseconds(known), 0.0), MEASURED, ""
+        except KeyError as missing:
+            row.status, row.reason = SKIPPED, f"worked out of {missing}, which was not measured"
 
 
 def finished(row: Row) -> bool:

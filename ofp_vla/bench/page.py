@@ -65,12 +65,12 @@ def pictures(results: Results) -> list[tuple[str, RowChart]]:
 
 
 def _chart(rows: list[Row]) -> RowChart:
-    axis = Axis(0.0, 1.02 * max(row.p99_ms or 0.0 for row in rows))
+    axis = Axis(0.0, 1.02 * max(row.p99_ms or row.p50_ms or 0.0 for row in rows))
     bars = [
         charts.Row(
             row.name,
             _colour(row),
-            Interval(row.p50_ms or 0.0, row.p50_ms or 0.0, row.p99_ms or 0.0),
+            Interval(row.p50_ms or 0.0, row.p50_ms or 0.0, row.p99_ms or row.p50_ms or 0.0),
             f"{digits(row.p50_ms)} ms",
             f"floor {digits(row.floor_ms)}" if row.floor_ms else "",
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ofp_vla.bench import acting, counts, floors, stages, training
-from ofp_vla.bench.groups import Group, finished, run_group
+from ofp_vla.bench.groups import Group, derive, finished, run_group
 from ofp_vla.bench.rows import FILE, SKIPPED, Results, Row
 from ofp_vla.bench.settings import DTYPES, BenchSettings
 from ofp_vla.bench.subjects import Subject, loaded
@@ -89,7 +89,7 @@ def run(settings: BenchSettings, command: str, tell: Tell = lambda line: None) -
         clock.free()
     counting = "counts" in settings.parts and not settings.checkpoint
     for number, group in enumerate(groups):
-        if counting and group.slow:
+        if counting and group.late:
             _count(results, settings, dtype, budget, tell)
             counting = False
         open_rows = [(stand, row) for stand, row in rows[number] if not finished(row)]
@@ -99,6 +99,7 @@ def run(settings: BenchSettings, command: str, tell: Tell = lambda line: None) -
             run_group(group, open_rows, clock, max(share * budget.left, 0.0), budget)
             for _, row in open_rows:
                 tell(said(row))
+        derive(group, results, dtype)
         for subject in group.drops:
             subject.drop(clock)
         _close(results, settings)

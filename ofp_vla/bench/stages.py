@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from lerobot.utils.constants import OBS_STATE
 
-from ofp_vla.bench.groups import Group, Stand
+from ofp_vla.bench.groups import Group, Stand, Unavailable
 from ofp_vla.bench.subjects import Subject, batch_of, request
 from ofp_vla.bench.timing import Arm
 from ofp_vla.core.field import Query
 from ofp_vla.encoded_pictures import decode
+from ofp_vla.hosts.observation import PromptExtent
 from ofp_vla.policies.checkpoint import LoadedPolicy
 from ofp_vla.policies.sampling import Sampling
 from ofp_vla.serving.local_policy import LocalPolicy
@@ -27,6 +29,9 @@ DECODE, BEFORE, RESIZE = (
     "resize and scale pictures",
 )
 PREFIX, EXPERT, AFTER = "images and prefix", "expert, one pass", "post-processing"
+# As many words as there are patches, so that the difference to `PREFIX` is what the pictures cost.
+LAYERS = "prefix, words in place of pictures"
+IMAGES, STEP = "images (the difference)", "expert, one of ten passes (the difference over nine)"
 WIRE = "wire: a request and its reply"
 WHOLE = "observation to actions, one step"
 WHOLE_TEN = "observation to actions, ten steps"
@@ -43,11 +48,16 @@ def stages(on: Subject) -> Group:
         BEFORE: _before,
         RESIZE: _resize,
         PREFIX: _prefix,
+        LAYERS: _layers,
         EXPERT: _expert,
         AFTER: _after,
         WIRE: _wire,
     }
-    return Group(PART, 1, [Stand(on, arms)], weight=1.5)
+    derived: dict[str, Callable[[Mapping[str, float]], float]] = {
+        IMAGES: lambda known: known[PREFIX] - known[LAYERS],
+        STEP: lambda known: (known[WHOLE_TEN] - known[WHOLE]) / 9,
+    }
+    return Group(PART, 1, [Stand(on, arms)], weight=1.5, derived=derived)
 
 
 def _asked(loaded: LoadedPolicy) -> tuple[LocalPolicy, Any]:
@@ -107,7 +117,22 @@ def _resize(loaded: LoadedPolicy) -> Arm:
 def _prefix(loaded: LoadedPolicy) -> Arm:
     policy = loaded.policy
     observation, _ = policy.read(batch_of(policy, 1))
-    return Arm(torch.no_grad()(lambda: policy.host.encode(observation)))
+    return Arm(torch.no_grad()(lambda: policy.host.bind(observation).prefix))
+
+
+@torch.no_grad()
+def _layers(loaded: LoadedPolicy) -> Arm:
+    policy = loaded.policy
+    observation, _ = policy.read(batch_of(policy, 1))
+    columns = policy.host.bind(observation).prefix.mask.shape[1]
+    tokens = observation.tokens.new_full((1, columns), 7)
+    whole = torch.ones_like(tokens, dtype=torch.bool)
+    words = replace(
+        observation, images=(), tokens=tokens, token_mask=whole, extent=PromptExtent(columns, columns)
+    )
+    if (found := policy.host.bind(words).prefix.mask.shape[1]) != columns:
+        raise Unavailable(f"{columns} words are encoded as {found}, so the two cannot be compared")
+    return Arm(torch.no_grad()(lambda: policy.host.bind(words).prefix))
 
 
 def _expert(loaded: LoadedPolicy) -> Arm:

@@ -32,26 +32,27 @@ class Subject:
     Attributes:
         make: makes it.
         resident: bytes that it holds on the device, once made.
+        made: the thing, if it was made.
     """
 
     make: Callable[[], Any]
     resident: int = 0
-    _made: list[Any] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
 
     def get(self, clock: Clock) -> Any:
         """The thing, made on first use."""
-        if not self._made:
+        if not self.made:
             before = clock.held()
-            self._made.append(self.make())
+            self.made.append(self.make())
             clock.wait()
             self.resident = clock.held() - before
-        return self._made[0]
+        return self.made[0]
 
     def drop(self, clock: Clock) -> None:
         """Frees it, if it was made."""
-        if not self._made:
+        if not self.made:
             return
-        self._made.clear()
+        self.made.clear()
         gc.collect()  # a policy and its parts know each other
         clock.free()
 

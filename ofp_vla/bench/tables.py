@@ -11,7 +11,7 @@ from ofp_vla.bench.rows import MEASURED, Results, Row
 
 TITLES = {"acting": "Acting", "stages": "Stages", "training": "Training step"}
 UNITS = {"acting": "chunks/s", "stages": "/s", "training": "samples/s"}
-COLUMNS = ("p50 ms", "p95", "p99", "", "peak GB", "floor ms", "x floor", "calls")
+COLUMNS = ("p50 ms", "p95", "p99", "", "peak GB", "floor ms", "x floor", "cosine", "calls")
 
 
 def cells(row: Row) -> list[str]:
@@ -20,7 +20,9 @@ def cells(row: Row) -> list[str]:
     floor = "" if row.floor_ms is None else f"{row.floor_ms:.2f}"
     over = "" if row.over_floor is None else f"{row.over_floor:.1f}"
     times = [digits(value) for value in (row.p50_ms, row.p95_ms, row.p99_ms)]
-    return [*times, f"{row.per_second or 0:.1f}", memory, floor, over, str(row.calls)]
+    rate = "" if row.per_second is None else f"{row.per_second:.1f}"
+    cosine = "" if row.cosine is None else f"{row.cosine:.4f}"
+    return [*times, rate, memory, floor, over, cosine, str(row.calls or "")]
 
 
 def digits(value: float | None) -> str:

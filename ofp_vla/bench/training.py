@@ -30,7 +30,8 @@ def other_steps(settings: BenchSettings, batch: int) -> list[Group]:
     groups = []
     for name in OTHERS:
         subject = trained_by(settings, name)
-        groups.append(Group(PART, batch, [Stand(subject, {name: _step(batch)})], weight=0.4, drops=[subject]))
+        stand = Stand(subject, {name: _step(batch)})
+        groups.append(Group(PART, batch, [stand], weight=0.4, drops=[subject], late=True))
     return groups
 
 

@@ -31,7 +31,7 @@ def refusal(*options):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    chosen = ("--parts", "acting,stages,training", "--only", "one step,flow_matching,wire")
+    chosen = ("--parts", "acting,stages,training", "--only", "one step,flow_matching,wire,prefix,images")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(timing, "MOST", timing.FEWEST)
         done = bench(*TINY, "--batches", "1", *chosen, "--seconds", "300", "--output", folder)
@@ -48,9 +48,12 @@ def test_its_numbers_its_page_and_its_last_line_say_the_same(measured):
     names = {(row["part"], row["name"]) for row in rows}
     assert {(acting.PART, acting.ONE), (acting.PART, acting.LEROBOT_ONE)} <= names
     assert {("stages", stages.WHOLE), ("stages", stages.SERVED), ("stages", stages.WIRE)} <= names
-    assert (training.PART, training.FLOW) in names
+    assert {("stages", stages.IMAGES), (training.PART, training.FLOW)} <= names
     page = (folder / "bench.html").read_text()
+    assert next(r for r in rows if r["name"] == acting.ONE)["cosine"] == pytest.approx(1, abs=1e-4)
     for row in rows:
+        if row["name"] == stages.IMAGES:
+            continue  # a difference has no quantiles
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["per_second"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"])
         assert row["calls"] >= timing.FEWEST
@@ -136,8 +139,9 @@ def test_the_plan_begins_with_what_matters_most_and_ends_with_what_compiles(tmp_
         ("acting", 8),
         ("acting", 32),
     ]
-    assert [group.slow for group in groups] == sorted(group.slow for group in groups)
-    assert [group.batch for group in groups if group.slow] == [1, 8, 32]
+    assert [group.late for group in groups] == sorted(group.late for group in groups)
+    compiled = [group.batch for group in groups if acting.COMPILED in group.stands[0].arms]
+    assert compiled == [group.batch for group in groups[-3:]] == [1, 8, 32]
 
 
 def test_a_page_shows_kept_results_once_and_renews_them(measured, tmp_path, monkeypatch):
