@@ -145,7 +145,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def ended_by(error: Exception, budget: Budget) -> Exception:
-    """An error without the frames of its calls, which hold tensors; a compiler may wrap the end of the time."""
+    """An error without its frames, which hold tensors; a compiler may have wrapped the end of the time."""
     if budget.left <= 0 and not isinstance(error, OutOfTime):
         return OutOfTime("the time budget ended before it was warm")
     error.__cause__ = error.__context__ = None
