@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ofp_vla.core.readings import Readings
+
 
 @dataclass(frozen=True, eq=False)
 class Losses:
@@ -18,23 +20,21 @@ class Losses:
         terms: name -> (B,) loss per sample. A sample that a term did not draw counts as 0, and those drawn
             are scaled so that the batch mean has the term's expectation, whatever its share.
         weights: name -> weight of the term in the total.
-        metrics: name -> plain number for the log.
+        metrics: name -> plain number for the log, read from the device when somebody looks.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     weights: dict[str, float]
-    metrics: dict[str, float]
+    metrics: Readings
 
     @classmethod
-    def weighted(
-        cls, terms: Mapping[str, Tensor], weights: Mapping[str, float], metrics: Mapping[str, float]
-    ) -> Losses:
+    def weighted(cls, terms: Mapping[str, Tensor], weights: Mapping[str, float], metrics: Readings) -> Losses:
         """Builds the losses and their total from terms (B,) and one weight for each."""
         if terms.keys() != weights.keys():
             raise ValueError(f"Losses: terms {sorted(terms)} and weights {sorted(weights)} differ")
         total = torch.stack([weights[name] * term.mean() for name, term in terms.items()]).sum()
-        return cls(total, dict(terms), dict(weights), dict(metrics))
+        return cls(total, dict(terms), dict(weights), metrics)
 
     @property
     def per_sample(self) -> Tensor:

@@ -286,10 +286,11 @@ class BoundField:
         host = self.host
         if self._shared is None and not torch.is_grad_enabled():
             return host.encode_repeated(host.encode, self.observation, self.role)
+        shared = None if self._shared is None else self._shared()
         with host.roles.use(self.role):
-            if self._shared is None:
+            if shared is None:
                 return host.encode(self.observation)
-            return host.complete(self._shared(), self.observation)
+            return host.complete(shared, self.observation)
 
     def __call__(self, queries: Sequence[Query]) -> list[Tensor]:
         """Mean velocities u(z, t, r), each (B, H, D) float32, all queries in one pass of the expert."""

@@ -86,13 +86,13 @@ class Roles(ABC):
         finally:
             self.active = before
 
-    def distance(self) -> float:
-        """Relative distance ||student - ema|| / ||ema|| over the trained tensors."""
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """Relative distance ||student - ema|| / ||ema|| over the trained tensors, a scalar."""
         student, ema = self.tensors(STUDENT), self.tensors(EMA)
-        with torch.no_grad():
-            gap = sum(((student[k].float() - ema[k].float()) ** 2).sum() for k in ema)
-            norm = sum((ema[k].float() ** 2).sum() for k in ema)
-        return float((gap / (norm + 1e-12)) ** 0.5)
+        gap = torch.stack([((student[k].float() - ema[k].float()) ** 2).sum() for k in ema]).sum()
+        norm = torch.stack([(ema[k].float() ** 2).sum() for k in ema]).sum()
+        return (gap / (norm + 1e-12)) ** 0.5
 
 
 def _adapter_modules(policy: nn.Module) -> list[Any]:

@@ -88,8 +88,8 @@ def refuse_missing(device: str) -> None:
         )
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     raise DeviceError(
-        f"device {device!r} was asked for, and PyTorch {torch.__version__} ({built}) finds none; ofp-vla doctor "
-        f"says what it finds. Leave the device out, or take cpu"
+        f"device {device!r} was asked for, and PyTorch {torch.__version__} ({built}) finds none; "
+        f"ofp-vla doctor says what it finds. Leave the device out, or take cpu"
     )
 
 

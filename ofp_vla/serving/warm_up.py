@@ -10,7 +10,7 @@ import numpy as np
 from ofp_vla.serving.local_policy import WARM_UP, LocalPolicy
 from robotwin_eval.policy.protocol import NoiseKey, Observation, Request
 
-# Where a state is text, prompts have many lengths, each of which is recorded by itself: states that are tried.
+# States that are tried: where a state is text, prompts have many lengths, each recorded by itself.
 STATES = 24
 # After so many seconds what is not recorded yet is left to the clients' calls.
 PATIENCE = 30.0

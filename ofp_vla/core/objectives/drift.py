@@ -29,6 +29,7 @@ from ofp_vla.core.field import ActionChunk, IntervalField
 from ofp_vla.core.losses import Losses, masked_mean_square
 from ofp_vla.core.objectives.jumps import WarmStarts, draw_points, draw_starts, land, spread
 from ofp_vla.core.objectives.objective import Objective
+from ofp_vla.core.readings import Readings
 
 _LEAST_UNIT = 1e-3
 _LEAST_AFFINITY = 1e-3
@@ -94,13 +95,12 @@ class Drift(Objective[DriftConfig]):
         rows = [masked_mean_square(x / unit - aim, chunk.valid) for x, aim in zip(drawn, aims, strict=True)]
         term = torch.stack(rows).mean(0)
         centre = torch.stack(drawn).detach().mean(0)
-        numbers = {
+        metrics = {
             "drift": term.detach().mean(),
             "draw_std": spread(drawn, chunk.valid),
             "centre_gap": masked_mean_square(centre - actions, chunk.valid).mean().sqrt(),
         }
-        read = torch.stack(list(numbers.values())).tolist()
-        return Losses.weighted({"drift": term}, {"drift": 1.0}, dict(zip(numbers, read, strict=True)))
+        return Losses.weighted({"drift": term}, {"drift": 1.0}, Readings.of(metrics))
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from ofp_vla.core.objectives.jumps import WarmStarts, draw_starts
 from ofp_vla.core.objectives.objective import Objective
 from ofp_vla.core.objectives.slots import Slot, lay_out
 from ofp_vla.core.path import conditional_velocity, interpolate, per_sample
+from ofp_vla.core.readings import Readings
 from ofp_vla.core.times import NoiseBiased
 
 
@@ -138,8 +139,7 @@ class FlowAndJump[S: FlowAndJumpConfig](Objective[S]):
         numbers = {name: value.detach().mean() for name, value in terms.items()}
         gap = torch.where(jumps, squares.detach(), 0.0).sum() / torch.where(jumps, size, 0.0).sum()
         numbers[f"{self.term}_gap"] = gap.nan_to_num(0.0).sqrt()
-        read = torch.stack(list(numbers.values())).tolist()
-        return Losses.weighted(terms, self._weights, dict(zip(numbers, read, strict=True)))
+        return Losses.weighted(terms, self._weights, Readings.of(numbers))
 
     def _draw(self, slot: Slot, actions: Tensor, generator: torch.Generator | None) -> Row:
         batch, device = actions.shape[0], actions.device

@@ -15,6 +15,7 @@ from ofp_vla.core.field import ActionChunk, IntervalField, Query
 from ofp_vla.core.losses import Losses, masked_mean_square
 from ofp_vla.core.objectives.objective import Objective, Settings
 from ofp_vla.core.path import conditional_velocity, interpolate
+from ofp_vla.core.readings import Readings
 from ofp_vla.core.times import NoiseBiased
 
 
@@ -75,4 +76,4 @@ class FlowMatching(Objective[FlowMatchingConfig]):
         velocities = fields["student"](queries)
         rows = [masked_mean_square(u - v, chunk.valid) for u, v in zip(velocities, targets, strict=True)]
         flow = torch.stack(rows).mean(0)
-        return Losses.weighted({"flow": flow}, {"flow": 1.0}, {"flow": float(flow.detach().mean())})
+        return Losses.weighted({"flow": flow}, {"flow": 1.0}, Readings.of({"flow": flow.mean()}))

@@ -30,6 +30,7 @@ from ofp_vla.core.field import ActionChunk, IntervalField
 from ofp_vla.core.losses import Losses, adaptive, masked_mean_square
 from ofp_vla.core.objectives.jumps import WarmStarts, draw_points, draw_starts, land, spread
 from ofp_vla.core.objectives.objective import Objective
+from ofp_vla.core.readings import Readings
 from ofp_vla.core.sampling import integrate
 
 
@@ -117,8 +118,7 @@ class IMLE(Objective[IMLEConfig]):
         numbers = {name: value.detach().mean() for name, value in terms.items()}
         numbers["draw_std"] = spread(drawn, chunk.valid)
         numbers["teacher_std"] = spread(wanted, chunk.valid)
-        read = torch.stack(list(numbers.values())).tolist()
-        return Losses.weighted(terms, c.weights, dict(zip(numbers, read, strict=True)))
+        return Losses.weighted(terms, c.weights, Readings.of(numbers))
 
 
 def set_distances(wanted: Sequence[Tensor], drawn: Sequence[Tensor], valid: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ class OFP(Objective[OFPConfig]):
         weights = {term: weights[term] for term in terms}
         metrics = measure(slots, answers, targets, terms, chunk.valid)
         if "consistency" in terms:
-            metrics["rho"] = rho
+            metrics |= {"rho": rho}
         if "guidance" in terms:
-            metrics["guidance_weight"] = weights["guidance"]
+            metrics |= {"guidance_weight": weights["guidance"]}
         return Losses.weighted(terms, weights, metrics)
 
     def _targets(

@@ -10,6 +10,7 @@ from torch import Tensor
 from ofp_vla.core.losses import masked_mean_square
 from ofp_vla.core.objectives.ofp_draw import Draw
 from ofp_vla.core.path import per_sample
+from ofp_vla.core.readings import Readings
 
 
 @torch.no_grad()
@@ -19,8 +20,8 @@ def measure(
     targets: Sequence[Mapping[str, Tensor]],
     terms: Mapping[str, Tensor],
     valid: Tensor,
-) -> dict[str, float]:
-    """Numbers of one step, read from the device at once.
+) -> Readings:
+    """Numbers of one step.
 
     Each term's loss under its name; `guidance_norm` = rms g; `guidance_ratio` = rms g / rms y;
     `consistency_gap`, `endpoint_gap` and `anchor_gap` = rms error relative to the rms of the target;
@@ -51,12 +52,17 @@ def measure(
 
     flat = [term.mean() for term in terms.values()]
     flat += [value for pair in ratios.values() for value in pair]
-    numbers = torch.stack(flat).tolist()
-    metrics = dict(zip(terms, numbers, strict=False))
-    for i, name in enumerate(ratios):
-        above_, below_ = numbers[len(terms) + 2 * i : len(terms) + 2 * i + 2]
-        metrics[name] = (above_ / below_) ** 0.5 if below_ else 0.0
-    return metrics
+    values, count = torch.stack(flat), len(terms)
+    labels, names = list(terms), list(ratios)  # not the tensors: these readings may be kept for long
+
+    def read() -> dict[str, float]:
+        numbers = values.tolist()
+        metrics = dict(zip(labels, numbers, strict=False))
+        for name, part, whole in zip(names, numbers[count::2], numbers[count + 1 :: 2], strict=True):
+            metrics[name] = (part / whole) ** 0.5 if whole else 0.0
+        return metrics
+
+    return Readings(read)
 
 
 def _sum(mask: Tensor, values: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from ofp_vla.core.losses import Losses, masked_mean_square
 from ofp_vla.core.objectives.jumps import WarmStarts, draw_points, draw_starts, land, spread
 from ofp_vla.core.objectives.objective import Objective
 from ofp_vla.core.path import conditional_velocity, interpolate, jump, per_sample
+from ofp_vla.core.readings import Readings
 from ofp_vla.core.schedules import linear_ramp
 from ofp_vla.core.times import Uniform
 
@@ -151,9 +152,7 @@ class OneDP(Objective[OneDPConfig]):
         gap = _mean([v.detach() - w for v, w in zip(own, wanted, strict=True)], chunk.valid).mean()
         numbers["score_gap"] = (gap / _mean(wanted, chunk.valid).mean().clamp(min=1e-12)).sqrt()
         numbers["draw_std"] = spread(chunks, chunk.valid)
-        read = torch.stack(list(numbers.values())).tolist()
-        metrics = dict(zip(numbers, read, strict=True)) | {"distill_weight": weight}
-        return Losses.weighted(terms, weights, metrics)
+        return Losses.weighted(terms, weights, Readings.of(numbers) | {"distill_weight": weight})
 
     def _distill(
         self,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ofp_vla.checkpoints.loading import unfilled
 from ofp_vla.core.ema import EmaDecay, update_ema
 from ofp_vla.core.field import ActionChunk
+from ofp_vla.core.readings import Readings
 from ofp_vla.errors import DataError
 from ofp_vla.hosts.host import FlowHost, Observation, PromptExtent
 from ofp_vla.hosts.interval import HEAD, IntervalHead
@@ -135,7 +136,7 @@ class OneStepPolicy(Persistence, Acting):
         # Set by ofp_vla.patch, which gives the original back from it.
         self.handover: Any = None
         self._guard = ActionGuard(config.action_low, config.action_high, config.action_margin)
-        self._ema_distance = 0.0
+        self._ema_distance: float | Tensor = 0.0
         self._told_of_masked = False
         self.reset()
 
@@ -246,8 +247,8 @@ class OneStepPolicy(Persistence, Acting):
                 raise ValueError(f"{error}{advice}") from error
         return roles
 
-    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
-        """Loss of one step and plain numbers for the log.
+    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, Readings]:
+        """Loss of one step and plain numbers for the log, which nobody waits for until they are looked at.
 
         Args:
             batch: a preprocessed LeRobot batch.
