@@ -1,4 +1,4 @@
-"""Training by recordings of the passes without gradient: the same losses, gradients and averages, bit for bit."""
+"""Training by recordings of the passes without gradient: losses, gradients and averages, bit for bit."""
 
 import pytest
 import torch
