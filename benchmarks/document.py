@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ofp_vla.bench.rows import Results
+from ofp_vla.bench.rows import Results, measured
 from ofp_vla.bench.tables import machine_words, markdown
 from robotwin_eval.files import replace_file
 
@@ -52,6 +52,18 @@ def added(page: str, name: str) -> str:
     return f"{before}\n## Measured on {title}\n\n{block(name)}{mark}{after}"
 
 
+def for_recipes(results: Results) -> list[str]:
+    """What the headers of recipes say of memory and time: of steps alone, without loading data."""
+    lines = []
+    for row in measured(results.of("training")):
+        hours = [
+            f"{steps:,} steps in {steps * (row.p50_ms or 0) / 3.6e6:.1f} h" for steps in (20_000, 30_000)
+        ]
+        numbers = f"{row.peak_gb or 0:.1f} GB, {row.per_second or 0:.0f} samples a second"
+        lines.append(f"{row.name}, batch {row.batch}: {numbers}, {', '.join(hours)}")
+    return lines
+
+
 def main() -> None:
     """Writes docs/performance.md."""
     parser = argparse.ArgumentParser(
@@ -61,7 +73,9 @@ def main() -> None:
     options = parser.parse_args()
     page = PAGE.read_text()
     if options.results is not None:
-        page = added(page, keep(options.results))
+        name = keep(options.results)
+        page = added(page, name)
+        print("\n".join(for_recipes(Results.read(RESULTS / name))))
     replace_file(PAGE, renewed(page))
 
 

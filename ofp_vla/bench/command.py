@@ -51,8 +51,11 @@ def run_bench(
         only=tuple(only),
     )
     console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    results = run(settings, command, lambda line: console.print(line, markup=False))
-    page = write_page(output, results)
+    try:
+        results = run(settings, command, lambda line: console.print(line, markup=False))
+    finally:  # also of what an interrupted run has measured
+        if (output / FILE).exists():
+            page = write_page(output, Results.read(output / FILE))
     for table in terminal(results):
         console.print(table)
     for line in remarks(results):
