@@ -51,12 +51,15 @@ def terminal(results: Results) -> Iterator[Table]:
 
 def remarks(results: Results) -> list[str]:
     """What was not measured and why, and what was logged about rows that were."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str, int], list[str]] = {}
     for row in results.rows:
         if row.reason:
             state = "" if row.status == MEASURED else f"{row.status}: "
-            found.setdefault(state + row.reason, []).append(f"{row.name} ({row.part}, batch {row.batch})")
-    return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
+            found.setdefault((state + row.reason, row.part, row.batch), []).append(row.name)
+    return [
+        f"{TITLES[part]}, batch {batch}: {'; '.join(names)}: {reason}"
+        for (reason, part, batch), names in found.items()
+    ]
 
 
 def markdown(results: Results) -> str:
@@ -66,10 +69,12 @@ def markdown(results: Results) -> str:
         rows = [row for row in results.of(part) if row.status == MEASURED]
         if not rows:
             continue
-        shown = [name or UNITS[part] for name in COLUMNS]
-        lines = [f"{title}:", "", _line(["", "batch", *shown]), _line(["---"] * (len(shown) + 2))]
-        lines += [_line([row.name, str(row.batch), *cells(row)]) for row in rows]
-        parts.append("\n".join(lines))
+        table = [[row.name, str(row.batch), *cells(row)] for row in rows]
+        # A machine that does not know its memory has no column of it.
+        filled = [number for number, column in enumerate(zip(*table, strict=True)) if any(column)]
+        head = ["", "batch", *(name or UNITS[part] for name in COLUMNS)]
+        shown = [[line[number] for number in filled] for line in (head, ["---"] * len(head), *table)]
+        parts.append("\n".join([f"{title}:", "", *(_line(line) for line in shown)]))
     told = remarks(results)
     if told:
         parts.append("\n".join(["Not measured, or remarked on:", "", *(f"- {line}" for line in told)]))
@@ -80,7 +85,7 @@ def headline(facts: Mapping[str, object], ceilings: Mapping[str, float]) -> str:
     """Where the numbers come from, as a paragraph."""
     versions = facts.get("Versions")
     known = versions if isinstance(versions, Mapping) else {}
-    words = [f"{facts.get('Weights')}; {machine_words(facts)}"]
+    words = [f"Weights: {facts.get('Weights')}; {machine_words(facts)}"]
     words.append(
         ", ".join(f"{name} {known[name]}" for name in ("torch", "lerobot", "transformers") if name in known)
     )
