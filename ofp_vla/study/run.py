@@ -56,11 +56,26 @@ class StudyRun:
         made = json.loads(path.read_text(encoding="utf-8"))
         if differs := _differences(made, wanted):
             raise StudyError(
-                f"{self.output} is a study of another configuration: {'; '.join(differs)}. Choose another "
-                f"--output, or give what is to be compared beside it a name of its own"
+                f"{self.output} is a study of another configuration: {'; '.join(differs)}"
+                f"{self._recounted(made)}. Choose another --output, or give what is to be compared beside it "
+                f"a name of its own"
             )
         if made != wanted:
             replace_file(path, json.dumps(wanted, indent=1) + "\n")
+
+    def _recounted(self, made: Mapping[str, Any]) -> str:
+        """A remark on numbers of steps that nobody wrote, but that follow from what a step costs."""
+        arms = [
+            plan.name
+            for plan in self.plan.arms
+            if plan.arm.passes_of and made.get(f"arms.{plan.name}.steps", plan.steps) != plan.steps
+        ]
+        if not arms:
+            return ""
+        return (
+            f" (the steps of {', '.join(arms)} follow from the passes that a step costs, which another "
+            f"version of this program may have counted otherwise)"
+        )
 
     def prepare(self) -> None:
         """Writes the demonstrations and chooses the evaluation episodes, unless they are there."""

@@ -11,7 +11,16 @@ import yaml
 from rich.console import Console
 from scipy.stats import binomtest, t
 
-from ofp_vla.core.objectives import IMLE, OFP, FlowMatching, IMLEConfig, OFPConfig, OneDP
+from ofp_vla.core.objectives import (
+    IMLE,
+    OFP,
+    Consistency,
+    ConsistencyConfig,
+    FlowMatching,
+    IMLEConfig,
+    OFPConfig,
+    OneDP,
+)
 from ofp_vla.study.command import PASS, STEP, Estimate, StudyOptions, run_study
 from ofp_vla.study.config import StudyError, read_study, study_names, study_path
 from ofp_vla.study.cost import Cost, step_cost, steps_for
@@ -223,6 +232,9 @@ def test_passes_are_those_that_the_objectives_ask_for():
     assert step_cost(IMLE(IMLEConfig(teacher_samples=4, student_samples=3, teacher_steps=5))) == Cost(3, 20)
     onedp = step_cost(OneDP())
     assert (onedp.with_gradient, onedp.passes) == (8, 3 * 8 + 4)
+    # The moving average is not trained: it carries the jump to the data within the graph, the target outside.
+    assert step_cost(Consistency(ConsistencyConfig())) == Cost(2, 3, through=1)
+    assert step_cost(Consistency(ConsistencyConfig())).passes == 11
     ofp = step_cost(OFP(OFPConfig(queries=2, guidance_weight=0)))
     assert ofp.with_gradient == 2 + 1  # two queries and the anchor's
     assert 10 + 1 <= ofp.without <= 2 * 10 + 2  # the endpoint's steps and the EMA's pass, one to two wide
@@ -266,6 +278,18 @@ def test_a_unit_that_runs_elsewhere_is_left_to_its_process_and_another_begins(pl
     assert second.work.calls == [cell.name for cell in plan.cells("ofp/1")]
     held.release()
     prepared.release()
+
+
+def test_a_folder_whose_passes_were_counted_otherwise_is_refused_with_the_reason(plan, tmp_path):
+    StudyRun(plan, tmp_path, QUIET, StandIn(plan.config)).claim()
+    path = tmp_path / "plan.json"
+    made = json.loads(path.read_text())
+    now = made["arms.imle@passes.steps"]
+    path.write_text(json.dumps(made | {"arms.imle@passes.steps": now + 1}))
+    with pytest.raises(StudyError) as refused:
+        StudyRun(plan, tmp_path, QUIET, StandIn(plan.config)).claim()
+    said = f"arms.imle@passes.steps was {now + 1}, is {now} (the steps of imle@passes follow from the passes"
+    assert said in str(refused.value)
 
 
 def test_a_folder_of_another_configuration_is_refused_with_what_differs(plan, written, tmp_path):
