@@ -74,6 +74,10 @@ class PressButton(Task):
         """Draws the button's start and writes it into `data`."""
         data.mocap_pos[0] = (rng.uniform(*X_RANGE), rng.uniform(*Y_RANGE), 0.0)
 
+    def heading(self, data: mujoco.MjData) -> np.ndarray:
+        """From one arm's side of the table towards the other's."""
+        return np.array([-1.0 if data.mocap_pos[0, 0] > 0 else 1.0, 0.0])
+
     def plan(self, kinematics: ArmKinematics, data: mujoco.MjData, mode: str) -> np.ndarray:
         """The expert's joint targets (demonstration_steps, 14)."""
         above, down = press_poses(kinematics, mode, data.mocap_pos[0])

@@ -32,6 +32,8 @@ SUITE_VERSION = "1"
 CONTROL_HZ = 10.0
 # What a seed decides; each has its own random stream, so that one more draw in one never changes another.
 _SCENE, _MODE, _INSTRUCTION = range(3)
+# Metres per second: in an episode of press_button 16 cm, from where a button starts to where others start.
+MAX_GLIDE = 0.1
 # The referee looks at the state every 10 ms.
 _REFEREE_EVERY = 5
 
@@ -46,6 +48,7 @@ class _TaskScene:
         self.kinematics = ArmKinematics(self.model)
         self.referee = task.referee(self.model)
         self.control = np.zeros(self.model.nu)
+        self.velocity = np.zeros(2)
         self.camera: Camera | None = None
 
     def picture(self, name: str, size: int, light: bool) -> np.ndarray:
@@ -65,6 +68,8 @@ class AlohaSuite:
     Args:
         image_size: height and width of a picture in pixels.
         light: draw the arms' convex hulls instead of their meshes, which is several times faster.
+        glide: metres per second at which the button of press_button glides over the table, so that a view of
+            it grows old. Experts act, and seeds are chosen, without it.
 
     Example:
         >>> suite = AlohaSuite()
@@ -78,9 +83,12 @@ class AlohaSuite:
     state_dim = len(ACTION_NAMES)
     state_names = ACTION_NAMES
 
-    def __init__(self, image_size: int = 64, light: bool = True) -> None:
+    def __init__(self, image_size: int = 64, light: bool = True, glide: float = 0.0) -> None:
         if image_size < 1:
             raise ValueError(f"image_size: expected at least 1 pixel, got {image_size}")
+        if not 0 <= glide <= MAX_GLIDE:
+            raise ValueError(f"glide: expected 0 to {MAX_GLIDE} metres per second, got {glide}")
+        self._glide = glide
         self.control_hz = CONTROL_HZ
         self._image_size = image_size
         self._light = light
@@ -111,6 +119,7 @@ class AlohaSuite:
             "image_size": str(self._image_size),
             "renderer": "light" if self._light else "full",
             "mujoco": mujoco.__version__,
+            **({"glide": str(self._glide)} if self._glide else {}),
         }
 
     def resolve_split(self, split: str) -> str:
@@ -134,7 +143,7 @@ class AlohaSuite:
         """Starts an episode: home pose with noise of 0.05 rad, the object where the seed puts it.
 
         Raises:
-            ValueError: unknown task or negative seed.
+            ValueError: unknown task or negative seed, or nothing of the task can glide.
         """
         scene = self._enter(task)
         rng = _stream(task, seed, _SCENE)
@@ -147,6 +156,9 @@ class AlohaSuite:
         scene.data.qpos[:16] = scene.control
         scene.data.ctrl[:] = scene.control
         scene.task.place(scene.model, scene.data, rng)
+        scene.velocity[:] = 0.0
+        if self._glide:
+            scene.velocity[:] = self._glide * scene.task.heading(scene.data)
         mujoco.mj_forward(scene.model, scene.data)
         scene.referee = scene.task.referee(scene.model)
         scene.referee.update(scene.data)
@@ -161,6 +173,7 @@ class AlohaSuite:
         """
         self.reset(task, seed)
         scene = self._current()
+        scene.velocity[:] = 0.0
         modes = scene.task.modes
         if mode is None:
             mode = str(_stream(task, seed, _MODE).choice(modes))
@@ -209,6 +222,8 @@ class AlohaSuite:
         previous = scene.control
         for k in range(1, substeps + 1):
             scene.data.ctrl[:] = previous + (k / substeps) * (target - previous)
+            if self._glide:
+                scene.data.mocap_pos[0, :2] += scene.velocity * scene.model.opt.timestep
             mujoco.mj_step(scene.model, scene.data)
             if k % _REFEREE_EVERY == 0 or k == substeps:
                 scene.referee.update(scene.data)

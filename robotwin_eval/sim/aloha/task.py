@@ -95,6 +95,16 @@ class Task(ABC):
     def place(self, model: mujoco.MjModel, data: mujoco.MjData, rng: np.random.Generator) -> None:
         """Draws where the object starts and writes it into `data`."""
 
+    def heading(self, data: mujoco.MjData) -> np.ndarray:
+        """The direction (2,), a unit vector over the table, in which the task's object glides.
+
+        The object is the model's first mocap body.
+
+        Raises:
+            ValueError: the task has none.
+        """
+        raise ValueError(f"glide: nothing of {self.name} can glide; press_button's button can")
+
     @abstractmethod
     def plan(self, kinematics: ArmKinematics, data: mujoco.MjData, mode: str) -> np.ndarray:
         """The expert's joint targets (demonstration_steps, 14), from the state at the start.

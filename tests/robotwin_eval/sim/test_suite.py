@@ -198,6 +198,27 @@ def test_unknown_names_are_refused_with_the_known_ones(suite):
         suite.observe(["head_camera"])
 
 
+def test_a_gliding_button_moves_for_a_policy_and_not_for_the_expert(suite):
+    gliding = AlohaSuite(glide=0.05)
+    plan = gliding.expert("press_button", 3)
+    assert plan.solved == suite.expert("press_button", 3).solved
+    gliding.reset("press_button", 3)
+    start = gliding.truth()
+    for _ in range(10):  # a second
+        gliding.step(home_action())
+    moved = (gliding.truth() - start)[:2]
+    assert np.abs(moved[0]) == pytest.approx(0.05, rel=1e-3)
+    assert np.sign(moved[0]) == -np.sign(start[0])
+    assert abs(moved[1]) < 1e-6  # truth is float32
+    assert gliding.provenance()["glide"] == "0.05"
+    assert "glide" not in suite.provenance()
+    with pytest.raises(ValueError, match="nothing of lift_bar can glide"):
+        gliding.reset("lift_bar", 0)
+    with pytest.raises(ValueError, match="glide: expected 0 to"):
+        AlohaSuite(glide=5)
+    gliding.close()
+
+
 def test_stepping_before_a_reset_or_after_close_says_what_to_do(suite):
     with pytest.raises(RuntimeError, match="reset"):
         suite.step(home_action())
