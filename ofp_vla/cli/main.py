@@ -16,7 +16,7 @@ from ofp_vla.cli import hub as cli_hub
 from ofp_vla.cli import recipes as cli_recipes
 from ofp_vla.cli.bench import bench
 from ofp_vla.cli.open_loop import compare_open_loop
-from ofp_vla.cli.options import Choose, Doubt, DoubtSteps, Draws, SamplerOption, Steps, WarmOrCold
+from ofp_vla.cli.options import Choose, Doubt, DoubtSteps, Draws, Engine, SamplerOption, Steps, WarmOrCold
 from ofp_vla.cli.serve import serve
 from ofp_vla.cli.study import study
 from ofp_vla.errors import OFPError
@@ -141,9 +141,18 @@ def evaluate(
     choose: Choose = None,
     doubt_steps: DoubtSteps = None,
     doubt: Doubt = None,
+    engine: Engine = None,
     execute: Annotated[
         int | None,
         typer.Option(min=1, help="Actions to carry out of a chunk until it replans; as the checkpoint says."),
+    ] = None,
+    delay: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Control steps that each chunk comes late, while the robot goes on with the one before; the "
+            "world waits if not given.",
+        ),
     ] = None,
     split: Annotated[
         Split, typer.Option(help="Sentences of the training (seen, also official) or new ones.")
@@ -166,6 +175,8 @@ def evaluate(
         doubt_steps=doubt_steps,
         doubt=doubt,
         execute=execute,
+        delay=delay,
+        engine=engine,
         output=output,
         split=split.value,
         run_seed=seed,

@@ -64,6 +64,13 @@ SamplerOption = Annotated[
     Sampler | None,
     typer.Option("--sampler", help="The interval sampler or the host's own; as the checkpoint says."),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="on|off|-LEVER,...",
+        help="The fast path (docs/performance.md), or what of it is left out; as the checkpoint says.",
+    ),
+]
 _WARM = "Start a chunk from the one before it in its session, or from noise; as the checkpoint says."
 Warm = Annotated[bool | None, typer.Option("--warm/--no-warm", help=_WARM)]
 WarmOrCold = Annotated[bool | None, typer.Option("--warm/--no-warm", " /--cold", help=_WARM)]

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ofp_vla.cli.options import Choose, Doubt, DoubtSteps, Draws, SamplerOption, Steps, Warm
+from ofp_vla.cli.options import Choose, Doubt, DoubtSteps, Draws, Engine, SamplerOption, Steps, Warm
 from ofp_vla.errors import OFPError
 from robotwin_eval.cli.options import pairs, token_of
 from robotwin_eval.files import replace_file
@@ -54,6 +54,7 @@ def serve(
     choose: Choose = None,
     doubt_steps: DoubtSteps = None,
     doubt: Doubt = None,
+    engine: Engine = None,
     executed: Annotated[
         int | None,
         typer.Option(min=1, help="Actions of a chunk carried out by clients that do not say."),
@@ -109,7 +110,8 @@ def serve(
     from ofp_vla.serving.server import PolicyServer
     from ofp_vla.serving.warm_up import warm_up
 
-    overrides = {} if device is None else {"device": device}
+    given = {"device": device, "engine": engine}
+    overrides = {name: value for name, value in given.items() if value is not None}
     loaded = load_policy(checkpoint, revision=revision, **overrides)
     # Limits are the robot's or simulator's own: the server does not know which of them will connect.
     policy = LocalPolicy(

@@ -14,14 +14,18 @@ from torch import Tensor
 RULES = ("dense", "walk", "first")
 
 
-def distances(chunks: Tensor, executed: int | None = None) -> Tensor:
+def distances(chunks: Tensor, executed: int | Tensor | None = None) -> Tensor:
     """Root mean square differences (B, K, K) between the K draws of each observation.
 
     Args:
         chunks: (B, K, H, A) draws, normalised, dimensions of the robot only.
         executed: actions of a chunk that will be carried out, from its start; the others do not count. All of
-            them if None.
+            them if None; (B,) if observations differ in it.
     """
+    if isinstance(executed, Tensor):
+        counts = torch.arange(chunks.shape[2], device=chunks.device) < executed[:, None]
+        apart = (chunks[:, :, None] - chunks[:, None]).square().mean(dim=-1) * counts[:, None, None]
+        return (apart.sum(dim=-1) / executed[:, None, None]).sqrt()
     kept = chunks if executed is None else chunks[:, :, :executed]
     # Entry by entry, so that a row's numbers do not depend on the number of rows.
     return (kept[:, :, None] - kept[:, None]).square().mean(dim=(-2, -1)).sqrt()

@@ -55,6 +55,7 @@ class Variant:
         doubt_steps: evaluations where they disagree.
         doubt: spread beyond which they do.
         execute: actions carried out of a chunk until the next is asked for.
+        delay: control steps that each chunk comes late, see `RunSettings`.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Variant:
     doubt_steps: int | None = None
     doubt: float | None = None
     execute: int | None = None
+    delay: int | None = None
 
     def policy(self, loaded: LoadedPolicy) -> LocalPolicy:
         """The variant over weights that other variants may share, within the limits of the suite's robot."""
@@ -91,15 +93,16 @@ class Variant:
 
 
 class Checkpoints:
-    """Loads each checkpoint once."""
+    """Loads each checkpoint once, with `changes` of its configuration."""
 
-    def __init__(self) -> None:
+    def __init__(self, **changes: Any) -> None:
+        self._changes = changes
         self._loaded: dict[str, LoadedPolicy] = {}
 
     def get(self, checkpoint: str) -> LoadedPolicy:
         """The loaded checkpoint, with its weights in float32 or as its configuration says."""
         if checkpoint not in self._loaded:
-            self._loaded[checkpoint] = load_policy(checkpoint)
+            self._loaded[checkpoint] = load_policy(checkpoint, **self._changes)
         return self._loaded[checkpoint]
 
 
@@ -116,6 +119,7 @@ def evaluate_variants(
     split: str = "official",
     films: int = 0,
     preflight: bool = False,
+    world: Mapping[str, Any] | None = None,
     checkpoints: Checkpoints | None = None,
     console: Console | None = None,
 ) -> list[Run]:
@@ -137,6 +141,7 @@ def evaluate_variants(
         films: episodes of each task to film, the first ones.
         preflight: refuse a variant that cannot answer before its first episode, instead of letting it fail
             its episodes while the others run.
+        world: further settings of `AlohaSuite`.
         checkpoints: loaded policies to share with the caller.
         console: where progress is shown; None for stderr.
 
@@ -152,7 +157,7 @@ def evaluate_variants(
         raise ValueError(f"variants {[variant.name for variant in variants]}: two have the same name")
     output, checkpoints = Path(output), checkpoints or Checkpoints()
     settings: dict[str, Any] = {
-        "simulator": SimulatorSpec("aloha", {"image_size": IMAGE_SIZE}),
+        "simulator": SimulatorSpec("aloha", {"image_size": IMAGE_SIZE, **(world or {})}),
         "tasks": tuple(tasks),
         "episodes": episodes,
         "seed": seed_block,
@@ -187,8 +192,8 @@ def _run_variant(
     console: Console | None,
 ) -> Run:
     policy = variant.policy(loaded)
-    if variant.execute is not None:
-        settings = {**settings, "execute": variant.execute}
+    own = {"execute": variant.execute, "delay": variant.delay}
+    settings = {**settings, **{name: value for name, value in own.items() if value is not None}}
     # One request per forward pass: a number in the report must not depend on which episodes ran side by side.
     with PolicyServer(
         policy, metadata=policy.describe(), batch_invariant=True, on_client=policy.client_came
@@ -243,6 +248,8 @@ def evaluate_checkpoint(
     tasks: Sequence[str],
     episodes: int,
     execute: int | None = None,
+    delay: int | None = None,
+    engine: str | None = None,
     output: str | Path = "outputs/eval",
     split: str = "official",
     run_seed: int = 0,
@@ -252,21 +259,26 @@ def evaluate_checkpoint(
 
     `way` (`steps`, `sampler`, `warm`, `draws`, ...) changes how it acts, see `Sampling.of`. Another call with
     another `way` and the same folder adds to the same report, on the same episodes; one with `execute` stands
-    there beside the whole chunks of the same way.
+    there beside the whole chunks of the same way. With `delay`, chunks come so many control steps late while
+    the robot goes on. `engine` is `policy.engine`; None for what the checkpoint says.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         ValueError: see `evaluate_variants`; also if the policy cannot answer, or no episode was played.
     """
     output, console, tasks = Path(output), Console(), tuple(tasks) or tuple(TASKS)
-    checkpoints = Checkpoints()
+    checkpoints = Checkpoints() if engine is None else Checkpoints(engine=engine)
     draft = Variant("", "", checkpoint, **way)
     policy = draft.policy(checkpoints.get(checkpoint))
     title = policy.title(policy.loaded.source)
     if execute is not None and execute < policy.horizon:
         title += f", replanning after {execute}"
+    if delay is not None:
+        title += f", late by {delay}"
+    if engine is not None:
+        title += f", engine {engine}"
     name = _free_name(title, policy, output)
-    variant = Variant(name, name, checkpoint, **way)
+    variant = Variant(name, name, checkpoint, delay=delay, **way)
     evaluated = evaluate_variants(
         [variant],
         tasks,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ofp_vla.policies.fingerprint import fingerprint
 from ofp_vla.policies.one_step.warm_start import LastChunk
 from ofp_vla.policies.sampling import Sampling
 from ofp_vla.provenance import versions
+from ofp_vla.serving.continuing import draw_continued, left_over
 from robotwin_eval.host import driver
 from robotwin_eval.policy.protocol import PREFLIGHT, NoiseKey, PolicyError, Reply, Request
 
@@ -158,9 +159,22 @@ class LocalPolicy:
         # A server puts the connection's name before the client's own.
         real = [row for row, each in enumerate(sessions) if each.rpartition("/")[2] not in _MADE_UP]
         noise = torch.stack([self._noise(request.key) for request in requests]).to(policy.config.device)
-        warm, warm_rows = self._warm(requests, batch)
-        drawn = policy.draw(
-            batch, noise=noise, sampling=self.sampling, warm=warm, warm_rows=warm_rows, watched=real
+        previous = self._previous(requests, batch)
+        left = left_over(requests, previous, self.action_dim)
+        late = {row for row, request in enumerate(requests) if request.delay is not None}
+        # Without anything left to continue, a chunk that comes late starts cold, as in LeRobot's engine.
+        near = {row: chunk for row, chunk in previous.items() if row in left or row not in late}
+        warm, warm_rows = _stacked(near, len(requests))
+        drawn = draw_continued(
+            policy,
+            batch,
+            left,
+            noise=noise,
+            sampling=self.sampling,
+            warm=warm,
+            warm_rows=warm_rows,
+            watched=real,
+            executed=self._counted(requests),
         )
         chunk = drawn.chunk
         actions = self.loaded.postprocess(chunk[..., : self.action_dim]).float().cpu().numpy()
@@ -242,6 +256,7 @@ class LocalPolicy:
             },
             # How many actions of a chunk the checkpoint intends to be carried out, as LeRobot does.
             "execute": min(config.n_action_steps, self.horizon),
+            "engine": config.engine,
             "device": str(config.device),
             "gpu": graphics_card(config.device),
             "versions": versions(),
@@ -289,12 +304,20 @@ class LocalPolicy:
         ]
         return draws[0] if len(draws) == 1 else torch.stack(draws)
 
-    def _warm(
-        self, requests: Sequence[Request], batch: dict[str, Tensor]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Previous chunks (B, H, D) aligned with the present, and which rows have one; None if no row has."""
+    def _counted(self, requests: Sequence[Request]) -> int | Tensor | None:
+        """How many actions of each chunk count in choosing among draws, see `Acting.draw`."""
+        if self.sampling.draws == 1:
+            return None
+        own = min(self.loaded.policy.config.n_action_steps, self.horizon)
+        counted = [own if request.execute is None else request.execute for request in requests]
+        if len(set(counted)) == 1:
+            return counted[0]
+        return torch.tensor(counted, device=self.loaded.policy.config.device)
+
+    def _previous(self, requests: Sequence[Request], batch: dict[str, Tensor]) -> dict[int, Tensor]:
+        """Row -> its session's last chunk (H, D), aligned with the present."""
         if not self.sampling.warm:
-            return None, None
+            return {}
         policy = self.loaded.policy
         state = batch.get(OBS_STATE)
         found: dict[int, Tensor] = {}
@@ -310,11 +333,7 @@ class LocalPolicy:
             )
             if chunk is not None:
                 found[row] = chunk[0]
-        if not found:
-            return None, None
-        empty = torch.zeros_like(next(iter(found.values())))
-        warm = torch.stack([found.get(row, empty) for row in range(len(requests))])
-        return warm, torch.tensor([row in found for row in range(len(requests))])
+        return found
 
     def _clip(self, actions: np.ndarray) -> np.ndarray:
         if self._limits is None:
@@ -333,3 +352,12 @@ class LocalPolicy:
                 )
             self.clipped += int(outside.sum())
         return inside
+
+
+def _stacked(found: Mapping[int, Tensor], rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """Chunks by row as (rows, H, D), and which rows have one; None if no row has."""
+    if not found:
+        return None, None
+    empty = torch.zeros_like(next(iter(found.values())))
+    warm = torch.stack([found.get(row, empty) for row in range(rows)])
+    return warm, torch.tensor([row in found for row in range(rows)])

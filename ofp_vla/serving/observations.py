@@ -2,14 +2,14 @@
 
 Layouts: `{"images": {camera: image}, "state", "prompt"}`, `{"observation/state", "observation/<camera>",
 "prompt"}` and `{"observation.state", "observation.images.<camera>", "task"}`, or what a named robot's client
-sends (`.robots`). An optional block `ofp` carries session, noise key, episode start and executed actions.
+sends (`.robots`). An optional block `ofp` carries what `Control` lists.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from ofp_vla.encoded_pictures import MAX_SIDE, decode, picture_file, says_standard_colours
 from ofp_vla.errors import DataError
 from ofp_vla.serving.robots import ROBOTS, Robot
-from robotwin_eval.policy.protocol import NoiseKey, Observation
+from robotwin_eval.policy.protocol import DELAY, EXECUTE, NoiseKey, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,19 @@ class Control:
         key: what the sampling noise depends on.
         reset: whether an episode starts.
         executed: actions of the last chunk that were carried out.
+        execute: actions of the chunk asked for that count, see `Request`.
+        delay: control steps until that chunk is there.
     """
 
     session: str = ""
     key: NoiseKey | None = None
     reset: bool = False
     executed: int | None = None
+    execute: int | None = None
+    delay: int | None = None
+
+
+_CONTROL = tuple(field.name for field in fields(Control))
 
 
 class ObservationReader:
@@ -236,9 +243,11 @@ class ObservationReader:
         if message.get("ofp") is None:
             return Control()
         content = _map(message["ofp"], "ofp")
-        unknown = sorted(set(content) - {"session", "key", "reset", "executed"})
+        unknown = sorted(set(content) - set(_CONTROL))
         if unknown:
-            raise BadRequest(f"ofp: unknown keys {unknown[:8]}; known are session, key, reset and executed")
+            raise BadRequest(
+                f"ofp: unknown keys {unknown[:8]}; known are {', '.join(_CONTROL[:-1])} and {_CONTROL[-1]}"
+            )
         session, reset = content.get("session", ""), content.get("reset", False)
         executed = content.get("executed")
         if not isinstance(session, str) or len(session) > MAX_NAME:
@@ -251,8 +260,19 @@ class ObservationReader:
                 raise BadRequest(
                     f"ofp.executed is {executed}, a chunk of this policy has {self.horizon} actions"
                 )
+        execute, delay = content.get(EXECUTE), content.get(DELAY)
+        if execute is not None:
+            execute = _whole(execute, "ofp.execute")
+            if not 1 <= execute <= self.horizon:
+                raise BadRequest(
+                    f"ofp.execute is {execute}, a chunk of this policy has {self.horizon} actions"
+                )
+        if delay is not None:
+            delay = _whole(delay, "ofp.delay")
+            if delay < 0:
+                raise BadRequest(f"ofp.delay is {delay}, expected a number of control steps, 0 or more")
         key = content.get("key")
-        return Control(session, None if key is None else _key(key), bool(reset), executed)
+        return Control(session, None if key is None else _key(key), bool(reset), executed, execute, delay)
 
 
 def read_image(value: Any, camera: str, *, swapped: bool = False) -> np.ndarray:

@@ -29,7 +29,7 @@ from ofp_vla.serving.observations import ObservationReader
 from ofp_vla.serving.robots import Robot
 from ofp_vla.serving.service import PolicyDown, ServedPolicy, Service
 from ofp_vla.serving.sessions import Sessions
-from robotwin_eval.policy.protocol import PROTOCOL
+from robotwin_eval.policy.protocol import DELAY, EXECUTE, PROTOCOL
 
 logger = logging.getLogger(__name__)
 # Handshakes that strangers break are not worth an entry in our log.
@@ -152,6 +152,7 @@ class PolicyServer:
             {
                 "server": "ofp_vla",
                 "protocol": PROTOCOL,
+                "understands": [EXECUTE, DELAY],
                 "version": __version__,
                 "policy": {"name": policy.name},
                 "cameras": list(policy.cameras),

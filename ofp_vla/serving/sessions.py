@@ -70,6 +70,7 @@ class Sessions:
                 control.session,
             )
         cold = fresh or executed is None
+        execute = self._executed if control.execute is None else control.execute
         return Request(
             session=self._name(control.session),
             observation=observation,
@@ -77,6 +78,8 @@ class Sessions:
             key=key,
             reset=cold,
             executed=0 if executed is None or fresh else executed,
+            execute=execute,
+            delay=control.delay,
         )
 
     def begins(self, session: str) -> bool:

@@ -64,6 +64,14 @@ def run(
         int | None,
         option(POLICY, "Actions to carry out of each chunk; as the policy's server says, or all.", min=1),
     ] = None,
+    delay: Annotated[
+        int | None,
+        option(
+            POLICY,
+            "Control steps that each chunk comes late, while the robot goes on; without it the world waits.",
+            min=0,
+        ),
+    ] = None,
     camera: Annotated[
         list[str] | None,
         option(POLICY, "POLICY=SIMULATOR if camera names differ; several times."),
@@ -152,6 +160,7 @@ def run(
         seed=seed,
         noise_seed=noise_seed,
         execute=execute,
+        delay=delay,
         workers=workers,
         retries=retries,
         keep_going=keep_going,

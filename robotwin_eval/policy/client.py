@@ -1,7 +1,8 @@
 """A policy behind a socket: the client of `ofp-vla serve`, in openpi's websocket protocol.
 
 Beside openpi's observation the evaluation sends a block `ofp` with the session, the noise key, whether an
-episode starts and how many actions were carried out, so that an episode does not depend on the connection.
+episode starts and how many actions were carried out, so that an episode does not depend on the connection;
+and, to servers that take it, how many of the chunk's actions count and how late it will be.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
-from robotwin_eval.policy.protocol import PROTOCOL, PolicyError, Reply, Request, check_reply
+from robotwin_eval.policy.protocol import (
+    DELAY,
+    EXECUTE,
+    PROTOCOL,
+    PolicyError,
+    Reply,
+    Request,
+    check_reply,
+)
 from robotwin_eval.policy.wire import MAX_BYTES, WireError, pack, unpack
 
 # Requests sent ahead of their answers on one connection: few enough that unread answers never fill the
@@ -121,6 +130,7 @@ class RemotePolicy:
         free = self.metadata.get("state_dim") is None
         self.state_dim: int | None = None if free else self._entry("state_dim", int)
         unsaid = self.metadata.get("max_message_bytes") is None
+        self._understands: tuple[str, ...] = tuple(self.metadata.get("understands") or ())
         self._max_bytes: int = MAX_BYTES if unsaid else self._entry("max_message_bytes", int)
 
     def _entry(self, name: str, kind: type) -> Any:
@@ -160,6 +170,7 @@ class RemotePolicy:
 
     def _message(self, request: Request) -> bytes:
         key = request.key
+        more = {EXECUTE: request.execute, DELAY: request.delay}
         message = pack(
             {
                 "images": request.observation.images,
@@ -170,6 +181,11 @@ class RemotePolicy:
                     "key": [int(key.run_seed), key.task, int(key.episode_seed), int(key.chunk)],
                     "reset": bool(request.reset),
                     "executed": int(request.executed),
+                    **{
+                        name: int(value)
+                        for name, value in more.items()
+                        if value is not None and name in self._understands
+                    },
                 },
             }
         )

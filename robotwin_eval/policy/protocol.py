@@ -15,6 +15,8 @@ import numpy as np
 
 # Version of the messages between client and server; both sides compare it.
 PROTOCOL = 1
+# What a server may be told beyond the first clients' messages; one that says so in `understands` takes it.
+EXECUTE, DELAY = "execute", "delay"
 # Session of the chunks, for a made-up scene, that a runner asks for before the first episode.
 PREFLIGHT = "preflight"
 
@@ -73,6 +75,10 @@ class Request:
         reset: True on the first chunk of an episode: forget what the session held.
         executed: how many actions of the previous chunk were carried out, 0 on the first: a warm start shifts
             the previous chunk by as many.
+        execute: how many actions of this chunk, from its first on, count: those behind are replaced by the
+            next chunk's. None if that is not known.
+        delay: control steps until this chunk is there, in which the robot goes on with the previous one: the
+            first `delay` actions of this chunk come too late. None if the robot waits for it.
     """
 
     session: str
@@ -81,6 +87,8 @@ class Request:
     key: NoiseKey
     reset: bool
     executed: int
+    execute: int | None = None
+    delay: int | None = None
 
 
 @dataclass(frozen=True)

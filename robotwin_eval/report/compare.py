@@ -18,7 +18,7 @@ from robotwin_eval.runs.run_info import info_differences
 # What must agree for an episode of one run to be the same episode in the other.
 EPISODES = ("suite", "config", "split", "simulator", "manifest")
 # What may differ, since it is what is compared, but belongs beside the numbers.
-MENTIONED = ("policy", "checkpoint", "execute", "run_seed", "server.device")
+MENTIONED = ("policy", "checkpoint", "execute", "delay", "run_seed", "server.engine", "server.device")
 
 # Headings of the terminal's table, in two lines to stay within 80 columns.
 HEAD = (

@@ -50,6 +50,7 @@ def _metric(name: str, interval: Interval, episodes: int, run: Run) -> dict[str,
             "interval_95": [round(100 * interval.low, 2), round(100 * interval.high, 2)],
             **{field: policy[field] for field in ACTING if policy.get(field) is not None},
             **({"executed_actions": run.info.execute} if run.info.execute is not None else {}),
+            **({"delay_steps": run.info.delay} if run.info.delay is not None else {}),
             **({"checkpoint": run.info.checkpoint} if run.info.checkpoint else {}),
         },
     }
@@ -91,7 +92,8 @@ def model_index(runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
 def executed_part(run: Run) -> str:
     """Returns how much of each chunk was carried out, in words."""
     info = run.info
-    return "whole chunks executed" if info.execute is None else f"{info.execute} actions of a chunk executed"
+    part = "whole chunks executed" if info.execute is None else f"{info.execute} actions of a chunk executed"
+    return part if info.delay is None else f"{part}, chunks {info.delay} control steps late"
 
 
 def early_stop(run: Run) -> str:

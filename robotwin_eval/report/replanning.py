@@ -45,11 +45,15 @@ def executed(run: Run) -> int:
 
 def split_replanned(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """Separates the runs that carried out fewer actions of a chunk than another run of the same policy."""
-    most: dict[str, int] = {}
+    most: dict[tuple[str, int | None], int] = {}
     for run in runs:
-        most[run.info.checkpoint] = max(executed(run), most.get(run.info.checkpoint, 0))
-    whole = [run for run in runs if executed(run) == most[run.info.checkpoint]]
+        most[_acts(run)] = max(executed(run), most.get(_acts(run), 0))
+    whole = [run for run in runs if executed(run) == most[_acts(run)]]
     return whole, [run for run in runs if run not in whole]
+
+
+def _acts(run: Run) -> tuple[str, int | None]:
+    return run.info.checkpoint, run.info.delay
 
 
 def replanning_rows(
@@ -66,7 +70,7 @@ def replanning_rows(
     for task in ("", *tasks) if len(tasks) > 1 else tasks:
         for key, run in whole:
             for other in replanned:
-                if other.info.checkpoint != run.info.checkpoint:
+                if _acts(other) != _acts(run):
                     continue
                 sides = [
                     [r for r in each.results if r.counted and task in ("", r.task)] for each in (run, other)

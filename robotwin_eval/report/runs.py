@@ -28,7 +28,7 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     """Returns a different label for each run: its own or, if those agree, what tells the runs apart."""
     # Paths are removed first: otherwise two labels might become one later.
     labels = [published(run.info.label or run.info.policy) for run in runs]
-    for field in ("config", "split", "checkpoint", "run_seed", "execute"):
+    for field in ("config", "split", "checkpoint", "run_seed", "execute", "delay"):
         for label in {label for label in labels if labels.count(label) > 1}:
             same = [i for i, other in enumerate(labels) if other == label]
             if len({getattr(runs[i].info, field) for i in same}) > 1:

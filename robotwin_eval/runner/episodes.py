@@ -159,6 +159,7 @@ class _Pending:
             "seed": seed,
             "instruction": self.episodes[key].instruction,
             "execute": self.settings.execute,
+            "delay": self.settings.delay,
             "noise_seed": self.settings.noise_seed,
             "record": str(raw_path(self.videos, task, seed).absolute()) if key in self.filmed else "",
             "server": self.server,

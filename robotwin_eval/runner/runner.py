@@ -18,7 +18,7 @@ from rich.console import Console
 
 from robotwin_eval.host import host, versions
 from robotwin_eval.policy.client import RemotePolicy
-from robotwin_eval.policy.protocol import NoiseKey
+from robotwin_eval.policy.protocol import DELAY, NoiseKey
 from robotwin_eval.runner.building import build, read_incidents
 from robotwin_eval.runner.episodes import run_pending
 from robotwin_eval.runner.planning import Plan, episodes_of, shard_of
@@ -175,10 +175,16 @@ class _Setup:
             known = [f"policy {name}", acts and f"acts by {acts}", fingerprint(metadata)]
             if self.settings.execute is not None:
                 known.append(f"{self.settings.execute} of {metadata['horizon']} actions carried out")
+            if self.settings.delay is not None:
+                known.append(f"chunks {self.settings.delay} control steps late")
             lines = [", ".join(part for part in known if part)]
             if masked := masked_cameras(self.settings, metadata, self.simulator):
                 lines.append(
                     f"note: the policy acts without its cameras {masked}, which the simulator does not have"
+                )
+            if self.settings.delay is not None and DELAY not in metadata.get("understands", ()):
+                lines.append(
+                    "note: the server takes no word of the delay: its chunks do not continue the running ones"
                 )
             if remark := metadata["policy"].get("remark"):
                 lines.append(f"note: {remark}")
@@ -286,6 +292,7 @@ class _Setup:
             versions={**versions(), **self.simulator["versions"]},
             host=host(),
             shard=settings.shard,
+            delay=settings.delay,
         )
 
     def session(self, info: RunInfo) -> Session:

@@ -63,6 +63,8 @@ class RunSettings:
         seed: block of episode seeds, which start at 100000 * (1 + seed).
         noise_seed: the run's part of the key of the sampling noise.
         execute: actions carried out of each chunk; None for as many as the server says, or all.
+        delay: control steps from the view of a chunk to its first action, see `EpisodeJob`; None if the world
+            waits for each chunk.
         workers: simulator processes.
         retries: how often an episode is tried again after a failure that is not the policy's.
         keep_going: record an episode as not counted if the simulator raises in every attempt, and go on.
@@ -96,6 +98,7 @@ class RunSettings:
     seed: int = 0
     noise_seed: int = 0
     execute: int | None = None
+    delay: int | None = None
     workers: int = 1
     retries: int = 3
     keep_going: bool = False
@@ -137,3 +140,5 @@ class RunSettings:
             raise ValueError(f"tasks: {list(self.tasks)} names one twice")
         if self.execute is not None and self.execute < 1:
             raise ValueError(f"execute: expected at least 1, got {self.execute}")
+        if self.delay is not None and self.delay < 0:
+            raise ValueError(f"delay: expected a number of control steps, 0 or more, got {self.delay}")

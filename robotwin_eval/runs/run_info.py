@@ -41,6 +41,7 @@ class RunInfo:
         versions: versions on the harness side, by name.
         host: machine: GPU, CPU, system, by name.
         shard: (i, n), the part of the whole run that this one is.
+        delay: control steps that each chunk came late; None if the world waited for it.
     """
 
     policy: str
@@ -61,6 +62,7 @@ class RunInfo:
     versions: Mapping[str, str]
     host: Mapping[str, str]
     shard: tuple[int, int] = (0, 1)
+    delay: int | None = None
 
     @property
     def acts(self) -> str:

@@ -1,7 +1,7 @@
 """One episode: one simulator, one policy, RoboTwin's loop (`eval_policy.py`): chunk by chunk to the limit.
 
-What happens depends on the job alone: task, seed, instruction, noise seed and how many actions of each chunk
-are carried out.
+What happens depends on the job alone: task, seed, instruction, noise seed, how many actions of each chunk are
+carried out, and how late chunks come.
 """
 
 from __future__ import annotations
@@ -50,12 +50,16 @@ class EpisodeJob:
         task: name of the task.
         seed: seed of the episode.
         instruction: what the policy is told.
-        execute: actions carried out of each chunk; None for all of them.
+        execute: actions carried out of each chunk until the next one is asked for; None for all of them.
         noise_seed: the run's part of the key of the sampling noise.
         session: names the policy's memory that this episode uses.
         cameras: the policy's camera -> the simulator's; a camera not listed has the same name in both.
         record: keep frames for a film.
         state_dim: length of the state that the policy expects; None if it does not say.
+        delay: control steps that pass between the view of a chunk and its first action. Meanwhile the robot
+            carries out what is left of the running chunk, then holds its last target; actions of the new
+            chunk for as many steps come too late. The first chunk of an episode is waited for. None: the
+            world waits for every chunk, and the policy is told of no delay.
     """
 
     task: str
@@ -67,6 +71,7 @@ class EpisodeJob:
     cameras: Mapping[str, str] = field(default_factory=dict)
     record: bool = False
     state_dim: int | None = None
+    delay: int | None = None
 
 
 @dataclass
@@ -147,13 +152,34 @@ class _Run:
         began = time.perf_counter()
         self._simulate("reset", "reset", self._reset)
         try:
-            while not self.outcome.success and self.outcome.steps < self.limit:
-                self._steps(self._chunk())
+            self._act()
         except PolicyError as error:
             self.outcome.error = str(error)
         self._simulate("step", "simulation", self._finish)
         self.outcome.seconds["total"] = time.perf_counter() - began
         return self.outcome
+
+    def _act(self) -> None:
+        """Carries out chunk after chunk; `place` is the next action in the running one."""
+        chunk, place = self._chunk(), 0
+        while not self._over:
+            if place < self.outcome.execute:
+                self._carry_out(chunk[place])
+                place += 1
+                continue
+            self.executed = place
+            coming = self._chunk()
+            late = min(self.job.delay or 0, len(chunk) - place)
+            for step in range(self.job.delay or 0):
+                if self._over:
+                    return
+                self._carry_out(chunk[place + step] if step < late else self.carried_out[-1])
+            chunk, place = coming, late
+            self.borders.append(len(self.carried_out))
+
+    @property
+    def _over(self) -> bool:
+        return self.outcome.success or self.outcome.steps >= self.limit
 
     def _simulate(self, phase: str, part: str, call: Callable[[], Any]) -> Any:
         """Calls the simulator, counts its time and turns its exceptions into ours."""
@@ -194,7 +220,18 @@ class _Run:
             )
         index = len(outcome.latencies)
         key = NoiseKey(job.noise_seed, job.task, job.seed, index)
-        request = Request(job.session, observation, job.instruction, key, index == 0, self.executed)
+        delay = job.delay or 0
+        request = Request(
+            session=job.session,
+            observation=observation,
+            instruction=job.instruction,
+            key=key,
+            reset=index == 0,
+            executed=self.executed,
+            # The next chunk is asked for after so many, and is late.
+            execute=min(max(outcome.execute, delay) + delay, self.policy.horizon),
+            delay=job.delay,
+        )
         self.beat("inference")
         began = time.perf_counter()
         try:
@@ -211,20 +248,13 @@ class _Run:
         self.replies.append(replies[0])
         return actions
 
-    def _steps(self, actions: np.ndarray) -> None:
-        outcome = self.outcome
-        inside = np.clip(actions, self.space.low, self.space.high)
-        self.executed = 0
-        if self.carried_out:
-            self.borders.append(len(self.carried_out))
-        for action, wanted in zip(inside[: outcome.execute], actions):  # noqa: B905 - only the first few
-            outcome.clipped += int((action != wanted).sum())
-            self._simulate("step", "simulation", lambda action=action: self._step(action))  # type: ignore[misc]
-            outcome.steps += 1
-            self.executed += 1
-            self.carried_out.append(action)
-            if self._simulate("step", "simulation", self._after_step):
-                return
+    def _carry_out(self, wanted: np.ndarray) -> None:
+        action = np.clip(wanted, self.space.low, self.space.high)
+        self.outcome.clipped += int((action != wanted).sum())
+        self._simulate("step", "simulation", lambda: self._step(action))
+        self.outcome.steps += 1
+        self.carried_out.append(action)
+        self._simulate("step", "simulation", self._after_step)
 
     def _step(self, action: np.ndarray) -> None:
         try:
@@ -232,11 +262,9 @@ class _Run:
         except ActionRefused as error:
             raise PolicyError(f"step {self.outcome.steps}: action refused: {error}") from error
 
-    def _after_step(self) -> bool:
-        """Whether the episode is over."""
+    def _after_step(self) -> None:
         self.outcome.success = bool(self.simulator.success())
         self._film()
-        return self.outcome.success or self.outcome.steps >= self.limit
 
     def _film(self) -> None:
         if self.job.record:

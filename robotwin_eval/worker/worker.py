@@ -161,6 +161,7 @@ class Worker:
             seed=job["seed"],
             instruction=job["instruction"],
             execute=job["execute"],
+            delay=job.get("delay"),
             noise_seed=job["noise_seed"],
             session=self._session,
             cameras=server["cameras"],

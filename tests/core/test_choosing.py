@@ -26,6 +26,13 @@ def test_distances_are_root_mean_squares_over_what_is_executed():
     assert distances(chunks).diagonal(dim1=1, dim2=2).eq(0).all()
 
 
+def test_observations_may_differ_in_what_is_executed():
+    chunks = torch.randn(3, 4, 6, 2, generator=torch.Generator().manual_seed(0))
+    counts = (1, 6, 4)
+    each = [distances(chunks[row : row + 1], count) for row, count in enumerate(counts)]
+    torch.testing.assert_close(distances(chunks, torch.tensor(counts)), torch.cat(each))
+
+
 def test_spread_is_the_mean_distance_of_two_draws():
     assert spread(distances(draws(0.0, 0.0, 3.0))) == pytest.approx(2)
     assert spread(distances(draws(1.0))) == 0

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,10 +147,13 @@ def test_latency_is_measured_for_one_robot_and_grows_with_the_steps(checkpoint, 
 
 def test_the_command_writes_a_report_to_which_a_second_sampling_is_added(checkpoint, tmp_path, capsys):
     evaluate_checkpoint(checkpoint, tasks=[TASK], episodes=2, output=tmp_path)
-    data = evaluate_checkpoint(checkpoint, tasks=[TASK], episodes=2, steps=2, warm=False, output=tmp_path)
-    names = ["checkpoint: interval@1 warm", "checkpoint: interval@2 cold"]
+    other = {"steps": 2, "warm": False, "delay": 1, "engine": "off"}
+    data = evaluate_checkpoint(checkpoint, tasks=[TASK], episodes=2, output=tmp_path, **other)
+    names = ["checkpoint: interval@1 warm", "checkpoint: interval@2 cold, late by 1, engine off"]
     assert list(data.labels) == names
-    assert {load_run(folder).info.policy for folder in tmp_path.iterdir() if folder.is_dir()} == set(names)
+    runs = {run.info.policy: run.info for run in map(load_run, filter(Path.is_dir, tmp_path.iterdir()))}
+    assert runs.keys() == set(names)
+    assert [(runs[name].delay, runs[name].server["engine"]) for name in names] == [(None, "on"), (1, "off")]
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert json.loads((tmp_path / "report.json").read_text())["labels"] == dict(
         zip(names, names, strict=True)

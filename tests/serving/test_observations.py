@@ -138,11 +138,14 @@ def test_what_would_be_misread_is_refused_in_one_line(reader, message, error):
 
 def test_the_control_block_is_read(reader):
     block = {"session": "w1", "key": [1, "lift", 100000, 3], "reset": True, "executed": 8}
+    block |= {"execute": 8, "delay": 20}
     control = reader.control(nested(ofp=block))
     assert control.key == NoiseKey(1, "lift", 100000, 3)
     assert (control.session, control.reset, control.executed) == ("w1", True, 8)
+    assert (control.execute, control.delay) == (8, 20)
     bare = reader.control(nested())
     assert (bare.session, bare.key, bare.reset, bare.executed) == ("", None, False, None)
+    assert (bare.execute, bare.delay) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,10 @@ def test_the_control_block_is_read(reader):
         ({"executed": 9}, "ofp.executed is 9, a chunk of this policy has 8"),
         ({"executed": -1}, "ofp.executed is -1"),
         ({"executed": 2.0}, "ofp.executed is a float"),
+        ({"execute": 0}, "ofp.execute is 0, a chunk of this policy has 8"),
+        ({"execute": 9}, "ofp.execute is 9, a chunk of this policy has 8"),
+        ({"delay": -1}, "ofp.delay is -1"),
+        ({"delay": True}, "ofp.delay is a bool"),
         ({"key": [1, "a", 2]}, "ofp.key: expected"),
         ({"key": [1, 2, 3, 4]}, "ofp.key: expected"),
         ({"key": [1, "a", 2, True]}, "ofp.key: chunk is a bool"),

@@ -127,6 +127,7 @@ def test_it_ends_with_an_error_once_the_accelerator_has_failed(checkpoint, tmp_p
         ({"sampler": "host", "num_inference_steps": 6, "warm_start": False}, [], ("host", 6, False)),
         ({"num_inference_steps": 2}, [], ("interval", 2, True)),
         ({"num_inference_steps": 2}, ["--sampler", "host", "--no-warm"], ("host", 10, False)),
+        ({"num_inference_steps": 3}, ["--engine", "-times,-trim"], ("interval", 3, True)),
         ({"sampler": "host"}, ["--steps", "4"], ("host", 4, True)),
     ],
 )
@@ -135,9 +136,16 @@ def test_it_acts_as_the_checkpoint_says_and_options_change_only_what_they_name(f
     with serve_command(folder, tmp_path, *words) as (metadata, printed):
         said = metadata["policy"]
     assert (said["sampler"], said["steps"], said["warm"]) == way
+    assert metadata["engine"] == ("-times,-trim" if "--engine" in words else "on")
     start = "warm" if way[2] else "cold"
     assert f"acts by {way[0]}@{way[1]} {start}" in printed[0]
     assert any("--executed" in line for line in printed) is way[2]
+
+
+def test_an_unknown_lever_is_refused_as_the_configuration_does(checkpoint):
+    refused = CliRunner().invoke(cli.app, ["serve", str(checkpoint), "--port", "0", "--engine", "-time"])
+    assert refused.exit_code == 2
+    assert "policy.engine: must be 'on', 'off', or levers to leave out" in refused.stderr
 
 
 def test_a_way_to_act_that_the_checkpoint_did_not_learn_is_refused(tmp_path):

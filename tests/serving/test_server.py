@@ -114,6 +114,7 @@ def test_executed_of_the_server_holds_for_clients_that_do_not_say(policy):
         client.say(message())
         client.say(message(ofp={"executed": 1}))
     assert [(each.reset, each.executed) for each in policy.requests] == [(True, 0), (False, 3), (False, 1)]
+    assert [each.execute for each in policy.requests] == [3, 3, 3]
 
 
 def test_an_episode_can_be_announced_without_an_observation(policy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -120,7 +121,7 @@ class Acting(HostPolicy):
                 size=self._action_size,
                 horizon=self.config.chunk_size,
             )
-            continued = self._guided_chunk if way.sampler == "host" else self._continued_chunk
+            continued = self.guided_chunk if way.sampler == "host" else self._continued_chunk
             return continued(batch, noise, way, left, rtc)
         warm = None
         if way.warm:
@@ -170,6 +171,7 @@ class Acting(HostPolicy):
         warm_rows: Tensor | None = None,
         role: str | None = None,
         watched: Sequence[int] | None = (),
+        executed: int | Tensor | None = None,
     ) -> Drawn:
         """Samples chunks, K per observation if so many draws are asked for, and chooses; keeps no state.
 
@@ -182,6 +184,8 @@ class Acting(HostPolicy):
             role: whose weights; those that act in this way, see `acting_role`, if None.
             watched: rows that a robot or a simulator sent, None for all of them; a warning tells, once, of a
                 state there that lies far beyond 1 when normalised by the training statistics.
+            executed: actions of each chunk that will be carried out, which alone count in choosing among
+                draws; (B,) if observations differ in it, `n_action_steps` if None.
 
         Raises:
             DataError: noise of another shape, or a state that is no number.
@@ -208,9 +212,10 @@ class Acting(HostPolicy):
             way,
             t_w=config.warm_start_time,
             actions=self._action_size,
-            executed=config.n_action_steps,
+            executed=executed if isinstance(executed, int) else config.n_action_steps,
         )
-        start = Start(noise, *(None if x is None else x.to(device) for x in (warm, warm_rows)))
+        each = executed if isinstance(executed, Tensor) else None
+        start = Start(noise, *(None if x is None else x.to(device) for x in (warm, warm_rows, each)))
         drawn, looked = self._drawn(drawing, observation, start, real=watched is None or len(watched) > 0)
         self.guard.judge(looked)
         return drawn
@@ -317,6 +322,16 @@ class Acting(HostPolicy):
         # Only a teacher that differs from the base is saved beside an adapter, see `_restore_adapter`.
         return isinstance(roles, AdapterRoles) or TEACHER in roles.available
 
+    def real_time_settings(self) -> RTCConfig:
+        """LeRobot's real-time settings; from here on its defaults, if the configuration has none.
+
+        What is left then fades over the same share of a chunk, a fifth, as LeRobot's 10 actions are of 50.
+        """
+        if self.config.rtc_config is None:
+            self.config.rtc_config = RTCConfig(execution_horizon=math.ceil(self.config.chunk_size / 5))
+            self.init_rtc_processor()
+        return self.config.rtc_config
+
     def supports_rtc(self) -> bool:
         """Whether LeRobot's real-time engine gets chunks from this policy; a warning says why not."""
         try:
@@ -345,10 +360,13 @@ class Acting(HostPolicy):
         horizon = self.config.chunk_size
         warm = left.start(horizon, self.config.max_action_dim) if way.warm else None
         drawn = self.draw(batch, noise=noise, sampling=way, warm=warm, watched=None)
-        chunk = drawn.chunk[..., : self._action_size]
-        return left.freeze(self.guard(left.fade(chunk, left.weights(rtc, horizon))))
+        return self.joined(drawn.chunk[..., : self._action_size], left, rtc)
 
-    def _guided_chunk(
+    def joined(self, chunk: Tensor, left: LeftOver, rtc: RTCConfig | None) -> Tensor:
+        """`chunk` (B, H, A) with what is left fading out of it, and the frozen actions in their place."""
+        return left.freeze(self.guard(left.fade(chunk, left.weights(rtc, chunk.shape[1]))))
+
+    def guided_chunk(
         self,
         batch: dict[str, Tensor],
         noise: Tensor | None,
@@ -356,7 +374,11 @@ class Acting(HostPolicy):
         left: LeftOver | None,
         rtc: RTCConfig | None,
     ) -> Tensor:
-        """LeRobot's own many-step sampler, guided by what is left."""
+        """A chunk (B, H, A) by LeRobot's own many-step sampler, guided by what is left.
+
+        Raises:
+            DataError: several draws, or something is left and there are no real-time settings.
+        """
         check_guidance(way)
         given: dict[str, Any] = {}
         if left is not None:

@@ -49,21 +49,24 @@ class Start:
         noise: (B, H, D) or (B, K, H, D).
         warm: (B, H, D) chunk to start near, if any.
         warm_rows: (B,) bool, which observations do; all of them if None.
+        executed: (B,) actions that will be carried out, where observations differ in it.
     """
 
     noise: Tensor
     warm: Tensor | None
     warm_rows: Tensor | None
+    executed: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All fields, in their order."""
-        return self.noise, self.warm, self.warm_rows
+        return self.noise, self.warm, self.warm_rows, self.executed
 
     def of_rows(self, rows: Tensor) -> Start:
         """The starts of some observations, by their indices (n,)."""
-        warm, warm_rows = (None if x is None else x[rows.to(x.device)] for x in (self.warm, self.warm_rows))
-        return Start(self.noise[rows], warm, warm_rows)
+        return Start(
+            self.noise[rows], *(None if x is None else x[rows.to(x.device)] for x in self.tensors[1:])
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class Drawing:
         way: by which sampler, in how many evaluations, how many draws.
         t_w: level of a warm start.
         actions: dimensions of the robot, the first ones of a chunk; the others do not count as distance.
-        executed: actions of a chunk that will be carried out; the others do not count either.
+        executed: actions of a chunk that will be carried out, unless a `Start` says; the others do not count
+            either.
     """
 
     host: FlowHost
@@ -173,7 +177,8 @@ class Drawing:
         chunks = self._all(field, start, steps)
         if chunks.ndim == 3:
             return chunks, None
-        apart = distances(chunks[..., : self.actions], self.executed)
+        executed = self.executed if start.executed is None else start.executed
+        apart = distances(chunks[..., : self.actions], executed)
         at = torch.arange(len(chunks), device=chunks.device)
         return chunks[at, choose(apart, self.way.choose)], spread(apart)
 

@@ -218,6 +218,19 @@ def test_the_policy_is_told_how_many_actions_were_carried_out(tmp_path):
     assert {tuple(row["key"][:2]) for row in told} == {(3, "far")}
 
 
+@pytest.mark.parametrize("understands", [["execute", "delay"], ["delay", "more"], []])
+def test_a_server_is_told_of_the_delay_if_it_takes_that(tmp_path, understands):
+    one = {"episodes": 1, "workers": 1, "tasks": ("far",), "execute": 3}
+    with ToyServer(understands=understands) as server:
+        done = quiet(settings(server, delay=2, **one), tmp_path / "run")
+    for row in (request["ofp"] for request in server.requests):
+        sent = {"execute": 5, "delay": 2}
+        assert {name: row[name] for name in sent if name in row} == {
+            name: value for name, value in sent.items() if name in understands
+        }
+    assert done.info.delay == 2
+
+
 def test_as_many_actions_are_carried_out_as_the_policy_says_unless_told_otherwise(tmp_path):
     one = {"episodes": 1, "workers": 1, "tasks": ("far",)}
     with ToyServer(execute=3) as server:
@@ -251,6 +264,7 @@ def test_a_folder_with_a_run_needs_resume_and_resume_refuses_other_settings(serv
     for changes, message in [
         ({"noise_seed": 4}, "run_seed: the run was begun with 3, now it is 4"),
         ({"execute": 2}, "execute: the run was begun with None, now it is 2"),
+        ({"delay": 2}, "delay: the run was begun with None, now it is 2"),
         ({"policy": "other"}, "policy: the run was begun with 'walker', now it is 'other'"),
     ]:
         with pytest.raises(RunError, match=message):
