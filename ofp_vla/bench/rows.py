@@ -104,12 +104,14 @@ class Results:
         provenance: hardware, versions, commit, date, load, commands.
         ceilings: `ofp_vla.bench.floors.Ceilings` as JSON, {} if they were not measured.
         counts: name -> `ofp_vla.counting.Cost` as JSON.
+        uncounted: why counting ended early, "" if it did not.
     """
 
     provenance: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    uncounted: str = ""
 
     def row(self, part: str, name: str, batch: int, dtype: str) -> Row:
         """The row of this name; a new one, not measured yet, if there is none."""
@@ -132,6 +134,7 @@ class Results:
             "provenance": self.provenance,
             "ceilings": self.ceilings,
             "counts": self.counts,
+            "uncounted": self.uncounted,
             "rows": [row.describe() for row in self.rows],
         }
 
@@ -163,7 +166,7 @@ class Results:
         rows = [
             Row(**{name: value for name, value in row.items() if name in known}) for row in content["rows"]
         ]
-        return cls(content["provenance"], rows, content["ceilings"], content["counts"])
+        return cls(content["provenance"], rows, content["ceilings"], content["counts"], content["uncounted"])
 
     def continues(self, before: Results, folder: Path) -> None:
         """Takes over what an earlier call measured into the same folder.

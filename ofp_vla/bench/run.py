@@ -16,7 +16,7 @@ from ofp_vla.bench.groups import Group, derive, finished, run_group
 from ofp_vla.bench.rows import FILE, SKIPPED, Results, Row
 from ofp_vla.bench.settings import DTYPES, BenchSettings
 from ofp_vla.bench.subjects import Subject, loaded
-from ofp_vla.bench.timing import Budget, Clock
+from ofp_vla.bench.timing import Budget, Clock, one_line
 from ofp_vla.checkpoints.files import CheckpointFiles, known_config, resolve_checkpoint
 from ofp_vla.provenance import commit, machine, versions
 from robotwin_eval.host import driver
@@ -120,11 +120,15 @@ def _count(results: Results, settings: BenchSettings, dtype: str, budget: Budget
     counted = [counts.count_all(settings.size, dtype)]
     if settings.parts == ("counts",):
         counted.append(counts.count_levers(settings.size, dtype))
-    for name, cost in itertools.chain(*counted):
-        results.counts[name] = cost.describe()
-        tell(f"  {name:44s}{cost.flops / 1e12:9.3f} TFLOP{cost.calls:8d} calls")
-        if budget.left <= 0:
-            break
+    results.uncounted = ""
+    try:
+        for name, cost in itertools.chain(*counted):
+            results.counts[name] = cost.describe()
+            tell(f"  {name:44s}{cost.flops / 1e12:9.3f} TFLOP{cost.calls:8d} calls")
+            if budget.left <= 0:
+                break
+    except Exception as error:
+        results.uncounted = one_line(error)
 
 
 def _close(results: Results, settings: BenchSettings) -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ofp_vla.bench import acting, stages, timing, training
+from ofp_vla.bench import acting, counts, stages, timing, training
 from ofp_vla.bench.rows import FILE, MEASURED, SKIPPED, Results
 from ofp_vla.bench.run import plan
 from ofp_vla.bench.settings import PARTS, BenchSettings
 from ofp_vla.bench.tables import digits
 from ofp_vla.cli.main import app
+from ofp_vla.counting import Cost
 from tests.commands.reading import ROOT
 
 TINY = ("--random-init", "--size", "tiny", "--dtype", "float32", "--device", "cpu")
@@ -165,3 +166,16 @@ def test_the_tables_of_the_documentation_are_those_of_their_files(monkeypatch):
 
     page = document.PAGE.read_text()
     assert document.renewed(page) == page
+
+
+def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
+    def fails(size, dtype):
+        yield acting.ONE, Cost(1, 2, 3, 4)
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(counts, "count_all", fails)
+    done = bench(*TINY, "--parts", "counts", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    found = Results.read(tmp_path / FILE)
+    assert found.counts[acting.ONE]["flops"] == 1
+    assert "Counts: failed: RuntimeError: no such operator" in done.output
