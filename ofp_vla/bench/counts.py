@@ -46,6 +46,8 @@ class Counter:
                 for name, tensor in kept.items():
                     if tensor is not None:
                         kept[name] = FakeTensor(self._mode, tensor.detach(), torch.device("cpu"))
+        with self._mode, torch.no_grad():
+            policy.host.fast.pack_unwatched()
         return policy
 
     def observation(self) -> Observation:
@@ -74,7 +76,9 @@ class Counter:
             kept for module in policy.modules() for kept in module._parameters.values() if kept is not None
         ]
         with self._mode, torch.no_grad():
-            return count(work, weights)
+            work()  # makes constants of the times
+            pack = policy.host.pack()
+            return count(work, [*weights, *(pack.tensors() if pack is not None else ())])
 
     def chunk(self, policy: PI05OFPPolicy, way: Sampling) -> Cost:
         """Our sampler, from prepared pictures and tokens to a chunk."""

@@ -72,12 +72,12 @@ class SteppedField(Protocol):
         ...
 
     def stepped(
-        self, levels: Sequence[tuple[Tensor, Tensor]], level_of_row: Tensor | None
+        self, levels: Sequence[Sequence[tuple[float, float]]], level_of_row: Tensor | None
     ) -> Sequence[IntervalField]:
         """A field for each step, which answers queries over that step's interval only.
 
         Args:
-            levels: for each level that rows start at, the times t and r (steps,) of all steps.
+            levels: for each level that rows start at, the interval (t, r) of each step.
             level_of_row: (B,) int64, which of them each row of the batch has; None if there is one.
         """
         ...

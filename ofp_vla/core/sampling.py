@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import c_float
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -66,9 +68,7 @@ def sample(
         points = [interpolate(z, warm.to(z), start) for z in points]
     fields: Sequence[IntervalField] = [field] * _checked(steps)
     if isinstance(field, SteppedField):
-        grids = [torch.cat(_grid(start.new_full((1,), level), steps)) for level in levels]
-        intervals = [(grid[:-1], grid[:-1] if diagonal else grid[1:]) for grid in grids]
-        fields = field.stepped(intervals, level_of_row)
+        fields = field.stepped([_intervals(level, steps, diagonal) for level in levels], level_of_row)
     chunks = _integrate(fields, points, [start] * len(points), diagonal=diagonal, ordered=True)
     return chunks[0] if noise.ndim == 3 else torch.stack(chunks, dim=1)
 
@@ -110,6 +110,19 @@ def _integrate(
         velocities = field(queries)
         points = [jump(z, u.float(), t, r) for z, u, (t, r) in zip(points, velocities, times, strict=True)]
     return points
+
+
+def _intervals(start: float, steps: int, diagonal: bool) -> list[tuple[float, float]]:
+    """What each step asks, (t, r): the float32 numbers of `_grid`, without asking a device for them."""
+    first = c_float(start).value
+    length = c_float(1.0 - first).value
+    times = [first]
+    for k in range(1, steps + 1):
+        share = c_float(k / steps).value
+        # as torch.lerp: from the nearer end
+        near = first + share * length if share < 0.5 else 1.0 - (1.0 - share) * length
+        times.append(c_float(near).value)
+    return [(t, t if diagonal else r) for t, r in pairwise(times)]
 
 
 def _grid(start: Tensor, steps: int) -> list[Tensor]:

@@ -65,6 +65,43 @@ def attend(
     return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
 
+def fast_attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of the fast path; the one place that chooses a kernel for it.
+
+    Args:
+        kind: see `attend`; no "eager".
+        query: (rows, S, heads, d).
+        key: (rows, heads, T, d), or (rows, 1, T, d) where all heads share keys.
+        value: as `key`.
+        mask: (rows, 1, S or 1, T) bool; every token sees at least one. None where all see all.
+
+    Returns:
+        (rows, S, heads * d).
+    """
+    rows, length, heads, dim = query.shape
+    shared = key.shape[1] == 1 and heads > 1
+    if kind == "grouped" or (kind == "auto" and query.device.type == "cpu"):
+        scaled = query * dim**-0.5
+        if not shared:
+            out = torch.softmax(scaled.transpose(1, 2) @ key.mT, dim=-1, dtype=torch.float32)
+            return (out.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, heads * dim)
+        scores = torch.bmm(scaled.view(rows, length * heads, dim), key[:, 0].mT)
+        if mask is not None:
+            lowest = torch.finfo(scores.dtype).min
+            scores.view(rows, length, heads, -1).masked_fill_(~mask.transpose(1, 2), lowest)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        return torch.bmm(weights, value[:, 0]).view(rows, length, heads * dim)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    if not shared:
+        return sdpa(query.transpose(1, 2), key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+    # Heads become rows of one head, so that keys are read once for all of them.
+    if mask is not None and mask.shape[2] > 1:
+        mask = mask.repeat_interleave(heads, dim=2)
+    return sdpa(query.reshape(rows, 1, length * heads, dim), key, value, attn_mask=mask).view(
+        rows, length, heads * dim
+    )
+
+
 def _grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
 ) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, cached_property, partial
@@ -23,9 +23,12 @@ from ofp_vla.core.field import IntervalField, Query
 from ofp_vla.hosts.attention import ATTENTION
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.observation import Observation, Prefix, PromptExtent
+from ofp_vla.hosts.recording.cuda import has_numbers
 from ofp_vla.hosts.repeating import Repeating
 from ofp_vla.hosts.roles import STUDENT, Roles
 
+# Grids of times whose numbers stay on the device.
+_KEPT_GRIDS = 64
 # Height and width; older configurations give one number for both.
 _SQUARES = ("image_resolution", "resize_imgs_with_padding")
 
@@ -83,6 +86,7 @@ class FlowHost(Repeating, ABC):
         levers = levers or Levers()
         self.levers = replace(levers, unmasked=levers.unmasked and attention != "eager")
         self.passes: Counter[str] = Counter()
+        self._times: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._begin_repeating()
 
     # ---- what the policy asks of the class
@@ -142,6 +146,25 @@ class FlowHost(Repeating, ABC):
         """Makes the host trade a second forward pass for memory, layer by layer."""
         model.gradient_checkpointing_enabled = True
 
+    def pack(self, role: str = STUDENT) -> Any:
+        """Copies of a role's weights that passes without gradient read now, true at this moment.
+
+        Hashable, and equal exactly as long as passes read the same copies. None where there are none.
+        """
+        return None
+
+    def packs_are_true(self) -> bool:
+        """Whether all packs are, as far as that is seen without asking the device."""
+        return True
+
+    def forget_packs(self) -> None:
+        """Drops copies of weights, if the host keeps any; the next pass makes new ones."""
+        return
+
+    def verify_packs(self) -> None:
+        """Drops copies whose originals have other bits than when they were copied; may wait."""
+        return
+
     # ---- what a host computes
 
     @abstractmethod
@@ -164,6 +187,23 @@ class FlowHost(Repeating, ABC):
     def modulations(self, condition: Tensor) -> Sequence[Any]:
         """What `expert` makes of a condition (N, W) before it reads anything else, for each of its N rows."""
         return condition.split(1)
+
+    def prepared(self, intervals: Sequence[tuple[float, float]]) -> Sequence[Any]:
+        """What `expert` makes of each interval (t, r) before it reads anything else."""
+        return self.modulations(self.conditions(intervals))
+
+    def conditions(self, intervals: Sequence[tuple[float, float]]) -> Tensor:
+        """`condition` of each interval (t, r)."""
+        device = next(self.model.parameters()).device
+        wanted = device, tuple(intervals)
+        t, r = self._times.get(wanted) or (
+            # Filled, not copied, so that a recording may hold it.
+            torch.cat([torch.full((1,), x, device=device) for x in ends])
+            for ends in zip(*intervals, strict=True)
+        )
+        if len(self._times) < _KEPT_GRIDS and has_numbers():
+            self._times[wanted] = t, r
+        return self.condition(1.0 - t, r - t)
 
     def rows_of(self, levels: Sequence[Any], index: Tensor) -> Any:
         """Entries of `modulations`, one for each level, laid out for rows (n,) of these levels."""
@@ -322,18 +362,18 @@ class BoundField:
         return torch.stack([kept if q.null is None else q.null for q in queries], dim=1)
 
     def stepped(
-        self, levels: Sequence[tuple[Tensor, Tensor]], level_of_row: Tensor | None
+        self, levels: Sequence[Sequence[tuple[float, float]]], level_of_row: Tensor | None
     ) -> Sequence[IntervalField]:
         """See `SteppedField`: what the expert makes of the times is computed here, for all steps together.
 
-        It lives as long as the fields that are returned, one sampling, so that it cannot outlive the weights.
-        Each level is computed by itself: a row's numbers do not depend on the levels beside it.
+        The fields live for one sampling, and so does it, unless it is a constant of packed weights. Each
+        level is computed by itself: a row's numbers do not depend on the levels beside it.
         """
-        steps = len(levels[0][0])
+        steps = len(levels[0])
         if not self.host.levers.times:
             return [self] * steps
         with self.host.roles.use(self.role):
-            known = [self.host.modulations(self.host.condition(1.0 - t, r - t)) for t, r in levels]
+            known = [self.host.prepared(level) for level in levels]
         return [partial(self._at, [level[step] for level in known], level_of_row) for step in range(steps)]
 
     def _at(

@@ -80,7 +80,7 @@ class Prefix:
     state: Tensor | None = None  # (B, S) for hosts whose expert reads the state itself
     full: bool = False  # the host knows that every token is real
 
-    @property
+    @cached_property
     def length(self) -> Tensor:
         """Real tokens of each sample (B,)."""
         return self.mask.sum(dim=1)

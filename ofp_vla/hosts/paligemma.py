@@ -5,6 +5,7 @@ Nothing inside LeRobot's model is changed; the layers below read its modules.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from transformers.models.gemma import modeling_gemma
 
 from ofp_vla.hosts.attention import attend, heads
+from ofp_vla.hosts.fast_path import FastPath, Pack, Times
 from ofp_vla.hosts.host import FlowHost, Observation, Prefix
 from ofp_vla.hosts.modulation import Modulation, normed
+from ofp_vla.hosts.packed import ExpertPack
 from ofp_vla.hosts.paligemma_arch import SIZES
+from ofp_vla.hosts.roles import STUDENT
 
 # LeRobot's PaliGemma, which its constructor spells out.
 _VOCABULARY = 257152
@@ -50,6 +54,10 @@ class PaliGemmaHost(FlowHost):
         "min_period",
         "max_period",
     )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fast = FastPath(self)
 
     @staticmethod
     def time_width(model: Any) -> int:
@@ -109,7 +117,85 @@ class PaliGemmaHost(FlowHost):
         """PaliGemma's parameters."""
         return self.model.paligemma_with_expert.paligemma.parameters()
 
+    # ---- what the fast path asks
+
+    @abstractmethod
+    def products(self) -> dict[str, Any]:
+        """Linear modules around the expert, which packs hold, by name; one is `action_out_proj`."""
+
+    @abstractmethod
+    def timed(self) -> list[nn.Module]:
+        """Modules that make what the expert reads of an interval; norms apart."""
+
+    @abstractmethod
+    def times(self, pack: ExpertPack, condition: Tensor) -> Times:
+        """What the expert makes of conditions (n, W)."""
+
+    @abstractmethod
+    def fast_tokens(self, z: Tensor, times: Times, state: Tensor | None) -> Tensor:
+        """Tokens (N, S, W) of chunks (N, H, D); a state token stands first.
+
+        Args:
+            z: chunks of B observations, N a multiple of B.
+            times: one interval for all, or one for each chunk.
+            state: (B, D) of the observations, for hosts that read it.
+        """
+
+    def vision_type(self) -> torch.dtype | None:
+        """Type of SigLIP's products on the fast path; None for that of its weights."""
+        return self._wanted_type() if self.levers.vision else None
+
+    def pack(self, role: str = STUDENT) -> Pack | None:
+        """See `FlowHost.pack`; `fast.reason` says why there is none."""
+        with self.roles.use(role):
+            return self.fast.pack()
+
+    def packs_are_true(self) -> bool:
+        """See `FlowHost.packs_are_true`."""
+        return self.fast.fresh()
+
+    def forget_packs(self) -> None:
+        """See `FlowHost.forget_packs`."""
+        self.fast.forget()
+
+    def verify_packs(self) -> None:
+        """See `FlowHost.verify_packs`."""
+        self.fast.verify()
+
+    def prepared(self, intervals: Sequence[tuple[float, float]]) -> Sequence[Any]:
+        """See `FlowHost.prepared`; constants of the pack where there is one."""
+        pack = self.fast.expert_pack()
+        if pack is None:
+            return super().prepared(intervals)
+
+        def make(intervals: Sequence[tuple[float, float]]) -> list[Times]:
+            return self.times(pack, self.conditions(intervals)).split()
+
+        return pack.known_times(intervals, make) if self.levers.constants else make(intervals)
+
+    def rows_of(self, levels: Sequence[Any], index: Tensor) -> Any:
+        """See `FlowHost.rows_of`."""
+        if isinstance(levels[0], Times):
+            return Times.rows(levels, index)
+        return super().rows_of(levels, index)
+
+    def expert(self, prefix: Prefix, z: Tensor, condition: Any, null: Tensor | None) -> Tensor:
+        """See `FlowHost.expert`."""
+        self.passes["expert"] += 1
+        if isinstance(condition, Tensor) and (pack := self.fast.expert_pack()) is not None:
+            condition = self.times(pack, condition)
+        if isinstance(condition, Times):
+            return self.fast.expert(prefix, z, condition, null)
+        return self._expert(prefix, z, condition, null)
+
+    @abstractmethod
+    def _expert(self, prefix: Prefix, z: Tensor, condition: Any, null: Tensor | None) -> Tensor:
+        """`expert` by LeRobot's modules."""
+
     def _encode(self, observation: Observation) -> Prefix:
+        pack = self.fast.prefix_pack()
+        if pack is not None:
+            return self.fast.encode(pack, observation)
         vlm = self.model.paligemma_with_expert
         tokens, token_mask, full = self._trimmed(observation)
         parts, masks = [], []
@@ -141,11 +227,15 @@ class PaliGemmaHost(FlowHost):
 
     def _vision_type(self, device: torch.device) -> AbstractContextManager[Any]:
         """SigLIP's products in the language model's type, unless a gradient is wanted."""
-        layer = self.model.paligemma_with_expert.paligemma.model.language_model.layers[0]
-        wanted = layer.self_attn.q_proj.weight.dtype
+        wanted = self._wanted_type()
         if not self.levers.vision or wanted != torch.bfloat16 or torch.is_grad_enabled():
             return nullcontext()
         return torch.autocast(device.type, wanted)
+
+    def _wanted_type(self) -> torch.dtype:
+        """Type of the language model."""
+        layer = self.model.paligemma_with_expert.paligemma.model.language_model.layers[0]
+        return layer.self_attn.q_proj.weight.dtype
 
     def _prefix_layer(
         self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, keys_only: bool

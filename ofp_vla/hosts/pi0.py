@@ -10,8 +10,11 @@ from lerobot.policies.pi0.modeling_pi0 import PI0Pytorch
 from torch import Tensor, nn
 
 from ofp_vla.hosts.attention import packed_mask
+from ofp_vla.hosts.fast_path import Times
+from ofp_vla.hosts.fused_layers import multiply
 from ofp_vla.hosts.host import Prefix
 from ofp_vla.hosts.interval import MixedTimeHost
+from ofp_vla.hosts.packed import ExpertPack
 from ofp_vla.hosts.paligemma import PaliGemmaHost
 from ofp_vla.hosts.paligemma_arch import SIZES, PaliGemmaSize, SizedPaliGemmaWithExpert
 
@@ -56,9 +59,42 @@ class Pi0Host(MixedTimeHost, PaliGemmaHost):
             return PI0Pytorch(config, rtc_processor=rtc_processor)
         return SizedPI0(config, SIZES[config.arch], rtc_processor)
 
-    def expert(self, prefix: Prefix, z: Tensor, condition: Tensor, null: Tensor | None) -> Tensor:
+    def products(self) -> dict[str, Any]:
+        """See `PaliGemmaHost.products`."""
+        names = (
+            "state_proj",
+            "action_in_proj",
+            "action_time_mlp_in",
+            "action_time_mlp_out",
+            "action_out_proj",
+        )
+        return {name: getattr(self.model, name) for name in names}
+
+    def timed(self) -> list[nn.Module]:
+        """See `PaliGemmaHost.timed`."""
+        return [self.model.interval_head]
+
+    def times(self, pack: ExpertPack, condition: Tensor) -> Times:
+        """What the time adds inside the MLP that makes the action tokens."""
+        weight, bias, _ = pack.products["action_time_mlp_in"]
+        time = nn.functional.linear(condition, weight[:, weight.shape[0] :], bias)
+        return Times(pack, (time[None, :, None],))
+
+    def fast_tokens(self, z: Tensor, times: Times, state: Tensor | None) -> Tensor:
+        """See `PaliGemmaHost.fast_tokens`; every chunk has the state token of its observation before it."""
+        if state is None:
+            raise ValueError(f"{self.title} needs the state: the observation was made without one")
+        products = times.pack.products
+        weight = products["action_time_mlp_in"].weight
+        action = multiply(z.to(weight.dtype), products["action_in_proj"])
+        (time,) = times.tensors
+        hidden = nn.functional.linear(action, weight[:, : weight.shape[0]]) + time[0]
+        tokens = multiply(nn.functional.silu(hidden), products["action_time_mlp_out"])
+        first = multiply(state.to(weight.dtype), products["state_proj"])[:, None]
+        return torch.cat([first.repeat_interleave(len(z) // len(first), dim=0), tokens], dim=1)
+
+    def _expert(self, prefix: Prefix, z: Tensor, condition: Tensor, null: Tensor | None) -> Tensor:
         """See `FlowHost.expert`; the sequence is the state token and then Q chunks of H tokens."""
-        self.passes["expert"] += 1
         batch, queries, horizon, _ = z.shape
         actions = self._action_tokens(z.flatten(0, 1), condition)
         state = self._state_token(prefix.state)

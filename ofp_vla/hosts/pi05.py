@@ -11,8 +11,11 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
 from torch import Tensor, nn
 
 from ofp_vla.hosts.attention import packed_mask
+from ofp_vla.hosts.fast_path import Times
+from ofp_vla.hosts.fused_layers import multiply
 from ofp_vla.hosts.host import Prefix
 from ofp_vla.hosts.modulation import Modulation
+from ofp_vla.hosts.packed import ExpertPack
 from ofp_vla.hosts.paligemma import PaliGemmaHost
 from ofp_vla.hosts.paligemma_arch import SIZES, PaliGemmaSize, SizedPaliGemmaWithExpert
 
@@ -69,21 +72,44 @@ class Pi05Host(PaliGemmaHost):
 
     def modulations(self, condition: Tensor) -> Sequence[tuple[Modulation, ...]]:
         """For each row, what the adaptive norms make of it, in the order in which they run."""
+        return list(zip(*(Modulation.of(n, condition).split() for n in self._norms()), strict=True))
+
+    def _norms(self) -> list[Any]:
         decoder = self.model.paligemma_with_expert.gemma_expert.model
         norms = [
             n for layer in decoder.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)
         ]
-        return list(zip(*(Modulation.of(n, condition).split() for n in (*norms, decoder.norm)), strict=True))
+        return [*norms, decoder.norm]
 
-    def rows_of(self, levels: Sequence[tuple[Modulation, ...]], index: Tensor) -> tuple[Modulation, ...]:
+    def rows_of(self, levels: Sequence[Any], index: Tensor) -> Any:
         """See `FlowHost.rows_of`."""
+        if isinstance(levels[0], Times):
+            return super().rows_of(levels, index)
         return tuple(Modulation.rows(norm, index) for norm in zip(*levels, strict=True))
 
-    def expert(
+    def products(self) -> dict[str, Any]:
+        """See `PaliGemmaHost.products`."""
+        return {name: getattr(self.model, name) for name in ("action_in_proj", "action_out_proj")}
+
+    def timed(self) -> list[nn.Module]:
+        """See `PaliGemmaHost.timed`."""
+        return [self.model.time_mlp_in, self.model.time_mlp_out, self.model.interval_head]
+
+    def times(self, pack: ExpertPack, condition: Tensor) -> Times:
+        """Scales, shifts and gates of all adaptive norms."""
+        joined = torch.stack([norm.dense(condition) for norm in self._norms()])[:, :, None]
+        scale, shift, gate = joined.chunk(3, dim=-1)
+        return Times(pack, (1 + scale.float(), shift.float(), gate.to(pack.dtype)))
+
+    def fast_tokens(self, z: Tensor, times: Times, state: Tensor | None) -> Tensor:
+        """See `PaliGemmaHost.fast_tokens`."""
+        product = times.pack.products["action_in_proj"]
+        return multiply(z.to(product.weight.dtype), product)
+
+    def _expert(
         self, prefix: Prefix, z: Tensor, condition: Tensor | tuple[Modulation, ...], null: Tensor | None
     ) -> Tensor:
         """See `FlowHost.expert`; the adaptive norms see (B*Q, H), since every query has its own time."""
-        self.passes["expert"] += 1
         model = self.model
         batch, queries, horizon, _ = z.shape
         hidden = model.action_in_proj(z.flatten(0, 1).to(model.action_in_proj.weight.dtype))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,9 +32,15 @@ class Repeating:
     passes: Counter[str]
 
     def _begin_repeating(self) -> None:
-        watch = partial(Whereabouts, self.model, self.roles.held, self.roles.routing)
-        self.captures = Captures(watch, self.passes)
+        self.captures = Captures(self._watch, self.passes)
         self.compared: set[Hashable] = set()
+
+    def _watch(self) -> Whereabouts:
+        return Whereabouts(self.model, self.roles.held, self.roles.routing, self.packs_are_true)
+
+    @abstractmethod
+    def packs_are_true(self) -> bool:
+        """Whether no weights have changed of which the host keeps copies, as far as that is seen at once."""
 
     @abstractmethod
     def _trimmed(self, observation: Observation) -> tuple[Tensor, Tensor, bool]:

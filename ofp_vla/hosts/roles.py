@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -66,6 +66,10 @@ class Roles(ABC):
     def routing(self) -> object:
         """What decides, beside the role, which weights a pass reads; equal values, equal weights."""
         return ()
+
+    def stand_ins(self, role: str) -> dict[int, tuple[Mapping[str, Tensor], str]]:
+        """For parameters, by id, that stand in a module only while `role` is used: where they are kept."""
+        return {}
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
@@ -246,6 +250,17 @@ class AdapterRoles(Roles):
                 module._active_adapter, module._disable_adapters = active, disabled
 
 
+class _OfRole(dict[str, Tensor]):
+    """The tensors of a role as they are at any time, another set in place of the first one too."""
+
+    def __init__(self, sets: Mapping[str, Mapping[str, Tensor]], role: str) -> None:
+        super().__init__()
+        self._sets, self._role = sets, role
+
+    def __missing__(self, name: str) -> Tensor:
+        return self._sets[self._role][name]
+
+
 class TensorRoles(Roles):
     """Roles as further sets of the trained tensors, swapped into the parameters in place."""
 
@@ -301,6 +316,11 @@ class TensorRoles(Roles):
         if wrong:
             raise ValueError(f"saved {role!r} weights do not match the trained tensors: {wrong[:8]}")
         self._sets[role] = {k: tensors[k].to(p.device, torch.float32) for k, p in trained.items()}
+
+    def stand_ins(self, role: str) -> dict[int, tuple[Mapping[str, Tensor], str]]:
+        """See `Roles.stand_ins`; asked inside `use(role)`."""
+        kept = _OfRole(self._sets, role)
+        return {id(self.policy.get_parameter(name)): (kept, name) for name in self._sets.get(role, ())}
 
     @contextmanager
     def _switch(self, role: str) -> Iterator[None]:

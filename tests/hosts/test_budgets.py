@@ -35,9 +35,13 @@ def costs(host, work):
         run = lambda: policy(batch)[0].backward()  # noqa: E731
     else:
         run = lambda: policy.draw(batch, sampling=CHUNKS[work])  # noqa: E731
+        run()  # makes copies and constants
     torch.manual_seed(0)
     policy.host.passes.clear()
-    return count(run, policy.parameters()).describe() | dict(policy.host.passes)
+    with torch.no_grad():
+        pack = policy.host.pack()
+    weights = [*policy.parameters(), *(pack.tensors() if pack is not None else ())]
+    return count(run, weights).describe() | dict(policy.host.passes)
 
 
 @pytest.mark.parametrize("work", WORK)

@@ -1,4 +1,6 @@
-"""Each lever of the fast path against the path without it, and that no lever remembers old weights."""
+"""Each lever of the fast path against the path without it, and that old weights do not act."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 
 from ofp_vla.core import Query
 from ofp_vla.counting import count
+from ofp_vla.hosts import fused_layers
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
 from ofp_vla.policies.sampling import Sampling
@@ -84,7 +87,7 @@ def test_rows_that_start_warm_have_the_same_numbers_beside_rows_that_do_not(acti
     assert (drawn(acting, "off", batch, way, warm=start, warm_rows=rows) - mixed).abs().max() <= bound
 
 
-def test_no_lever_remembers_weights_adapters_or_roles(host):
+def test_no_lever_remembers_weights_adapters_or_roles_from_before_a_reset(host):
     policy = tiny_policy(host=host, total_steps=10)
     train_head(policy)
     policy.config.pretrained_path = "base"
@@ -111,14 +114,16 @@ def test_no_lever_remembers_weights_adapters_or_roles(host):
         agree(role)
         seen[role] = on(role)
     for weight in roles.tensors(STUDENT).values():
-        # Behind autograd's back: no counter of versions sees it.
+        # Behind autograd's back: no counter of versions sees it, so copies are compared at a reset.
         weight.data.add_(0.05 * torch.randn(weight.shape, generator=g))
+    policy.reset()
     assert (on(STUDENT) - seen[STUDENT]).abs().max() > 1e-2
     assert torch.equal(on(TEACHER), seen[TEACHER])
     agree(STUDENT)
     for name, weight in policy.model.named_parameters():
         if "time_mlp" in name and "lora" not in name:
             weight.data.mul_(1.5)
+    policy.reset()
     assert (on(TEACHER) - seen[TEACHER]).abs().max() > 1e-2
     agree(TEACHER)
 
@@ -137,11 +142,21 @@ def test_training_has_the_losses_and_gradients_of_the_path_without_levers(host):
     assert (on - off).norm() <= 1e-4 * off.norm()
 
 
-def test_full_prompts_need_no_mask_and_padding_or_a_null_query_does(host, monkeypatch):
-    policy = tiny_policy(host=host)
+@pytest.mark.parametrize("engine", ["on", "-packed"])
+def test_full_prompts_need_no_mask_and_padding_or_a_null_query_does(host, engine, monkeypatch):
+    policy = tiny_policy(host=host, engine=engine)
     seen = []
-    attend = policy.host._attend
-    monkeypatch.setattr(policy.host, "_attend", lambda *a: seen.append(a[-1] is None) or attend(*a))
+    packed = engine == "on" and host != "smolvla"
+    where, name = (fused_layers, "fast_attention") if packed else (policy.host, "_attend")
+    attend = getattr(where, name)
+
+    def watched(*given):
+        # The vision tower's heads share no keys, and never have a mask.
+        if not packed or given[2].shape[1] == 1:
+            seen.append(given[-1] is None)
+        return attend(*given)
+
+    monkeypatch.setattr(where, name, watched)
 
     def masked(batch, null=None):
         seen.clear()
@@ -187,7 +202,7 @@ def test_the_vision_tower_of_a_bfloat16_policy_adds_no_error_of_its_own(host):
     assert max(errors["on"]) < 0.1
 
 
-@pytest.mark.parametrize("engine", ["fast", "unmasked", "-masks", "on,-times", ""])
+@pytest.mark.parametrize("engine", ["fast", "unmasked", "-masks", "on,-times", "+times", "-fp8", ""])
 def test_an_unknown_lever_is_refused_by_name(engine):
     with pytest.raises(ValueError, match=r"policy\.engine: must be 'on', 'off', or levers"):
         tiny_policy(engine=engine)
@@ -195,6 +210,9 @@ def test_an_unknown_lever_is_refused_by_name(engine):
 
 def test_levers_are_read_from_one_word():
     assert Levers.of("on") == Levers()
-    assert not any(getattr(Levers.of("off"), name) for name in Levers.names())
+    every = [*Levers.names(), *Levers.options()]
+    assert not any(getattr(Levers.of("off"), name) for name in every)
     left = Levers.of("-times, -trim")
     assert {name for name in Levers.names() if not getattr(left, name)} == {"times", "trim"}
+    assert not left.fp8
+    assert Levers.of("+fp8,-trim") == replace(Levers.of("-trim"), fp8=True)

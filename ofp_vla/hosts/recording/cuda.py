@@ -9,6 +9,11 @@ from contextlib import contextmanager
 import torch
 
 
+def has_numbers() -> bool:
+    """Whether a tensor made now may be kept: while a graph is recorded nothing is computed."""
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
 class CudaGraphs:
     """Records on one device.
 

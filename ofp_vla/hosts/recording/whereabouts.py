@@ -19,6 +19,7 @@ class Whereabouts:
         model: the model.
         beside: tensors beside it that its passes read, such as the sets of weight roles.
         routing: what decides which of them a pass reads.
+        copies: whether what passes read beside all that, copies of weights, is still true.
     """
 
     def __init__(
@@ -26,8 +27,9 @@ class Whereabouts:
         model: nn.Module,
         beside: Callable[[], Iterable[Tensor]] = tuple,
         routing: Callable[[], object] = tuple,
+        copies: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._beside, self._routing = beside, routing
+        self._beside, self._routing, self._copies = beside, routing, copies
         # Read as dictionaries: attributes of modules are ten times as slow, and there are thousands.
         places: list[tuple[dict[str, Any], str]] = []
         for module in model.modules():
@@ -61,6 +63,7 @@ class Whereabouts:
             and [(x.shape, x.dtype) for x in self._tensors] == self._types
             and self._dropping() == self._drops
             and self._routing() == self._routed
+            and self._copies()
         )
 
     def _dropping(self) -> list[bool]:

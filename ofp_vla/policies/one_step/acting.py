@@ -36,10 +36,15 @@ class Acting(HostPolicy):
     _remarked = False
 
     def reset(self) -> None:
-        """Forgets the queued actions and the last chunk; call it when an episode starts."""
+        """Forgets the queued actions and the last chunk; call it when an episode starts.
+
+        Copies of weights are compared with the weights here, whatever wrote into those.
+        """
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
         self._queue_state: Tensor | None = None
         self._last: LastChunk | None = None
+        if self._host is not None:
+            self._host.verify_packs()
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:

@@ -72,6 +72,8 @@ class OneStepPolicy(Persistence, Acting):
 
     stock_class: ClassVar[type[PreTrainedPolicy]]
     host_class: ClassVar[type[FlowHost]]
+    # Asked before there is one, while LeRobot's constructors run.
+    _host: FlowHost | None = None
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class OneStepPolicy(Persistence, Acting):
         if config.gradient_checkpointing:
             self.host_class.enable_checkpointing(model)
         self.objective = config.make_objective()
-        self._host: FlowHost | None = None
+        self._host = None
         # Set by ofp_vla.patch, which gives the original back from it.
         self.handover: Any = None
         self._guard = ActionGuard(config.action_low, config.action_high, config.action_margin)
@@ -155,10 +157,10 @@ class OneStepPolicy(Persistence, Acting):
         return self._host
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `to`, `half`, `cpu`: what was recorded keeps the weights where they were, and their memory.
-        host = self.__dict__.get("_host")
-        if host is not None:
-            host.captures.drop()
+        # `to`, `half`, `cpu`: what was recorded or copied keeps memory where the weights were.
+        if self._host is not None:
+            self._host.captures.drop()
+            self._host.forget_packs()
         return super()._apply(fn, recurse)
 
     @property
@@ -182,6 +184,12 @@ class OneStepPolicy(Persistence, Acting):
         return tuple(
             key for key in (ACTION, OBS_STATE) if normalization_mode(self.config, key) is not identity
         )
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; what is trained makes copies of the weights untrue."""
+        if mode and self._host is not None:
+            self._host.forget_packs()
+        return super().train(mode)
 
     def adapted(self) -> None:
         """Takes the base as the teacher once PEFT has put an adapter on it.

@@ -1,0 +1,320 @@
+"""The fast path of PaliGemma hosts: a chunk's prefix and expert passes over packed weights.
+
+Which packs there are, whether they are still true, and how an observation and queries pass through them.
+Where a pack cannot be had, the reason is logged once and the path through LeRobot's modules is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
+from ofp_vla.hosts.fused_layers import (
+    Norm,
+    Product,
+    expert_layer,
+    multiply,
+    normed,
+    prefix_keys,
+    prefix_layer,
+    vision_layer,
+)
+from ofp_vla.hosts.observation import Observation, Prefix
+from ofp_vla.hosts.packed import ExpertPack, PrefixPack, pack_expert, pack_prefix
+from ofp_vla.hosts.recording.cuda import has_numbers
+from ofp_vla.hosts.roles import EMA, TRAINED
+
+logger = logging.getLogger(__name__)
+
+_NOTHING: Any = object()
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """What the expert makes of n intervals of time, with the pack whose weights say so.
+
+    Attributes:
+        pack: the expert.
+        tensors: (m, n, 1, W) each; for adaptive norms their scales, shifts and gates, m norms.
+    """
+
+    pack: ExpertPack
+    tensors: tuple[Tensor, ...]
+
+    @cached_property
+    def norms(self) -> list[Norm]:
+        """One for each adaptive norm."""
+        return [Norm(*parts) for parts in zip(*(tensor.unbind() for tensor in self.tensors), strict=True)]
+
+    def split(self) -> list[Times]:
+        """Those of each interval."""
+        parts = zip(*(tensor.split(1, dim=1) for tensor in self.tensors), strict=True)
+        return [Times(self.pack, part) for part in parts]
+
+    @staticmethod
+    def rows(levels: Sequence[Times], index: Tensor) -> Times:
+        """Those of rows (n,) that each have one of several intervals."""
+        joined = zip(*(level.tensors for level in levels), strict=True)
+        return Times(levels[0].pack, tuple(torch.cat(parts, dim=1)[:, index] for parts in joined))
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The packs of a weight role; equal only if they are the same."""
+
+    prefix: PrefixPack | None
+    expert: ExpertPack | None
+
+    def tensors(self) -> list[Tensor]:
+        """All weights, those that stay the policy's own too."""
+        named = [vars(pack) for pack in (self.prefix, self.expert) if pack is not None]
+        return [x for x in tree_leaves(named) if isinstance(x, Tensor)]
+
+
+class FastPath:
+    """Packs of one host by weight role, and passes through them.
+
+    Attributes:
+        in_training: whether what no step changes, a frozen prefix and a role that is not trained, is packed
+            in training mode too.
+        reason: why there was no pack last time, "" if there was.
+    """
+
+    def __init__(self, host: Any) -> None:
+        self.host: Any = host
+        self.in_training = False
+        self.reason = ""
+        self._told: set[str] = set()
+        self._prefixes: dict[str, PrefixPack | None] = {}
+        self._experts: dict[str, ExpertPack | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and what watches them belong to the network that they were made of.
+        return {"host": self.host, "in_training": self.in_training}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["host"])  # type: ignore[misc]
+        self.in_training = state["in_training"]
+
+    # ---- packs
+
+    def pack_unwatched(self) -> None:
+        """Packs the present weights for good, for tensors without memory, which nothing changes."""
+        role = self.host.roles.active
+        for packs, make in ((self._prefixes, self._make_prefix), (self._experts, self._make_expert)):
+            packs[role] = make(Sources(checked=False))
+            packs[role].watch = Unwatched()
+
+    def forget(self) -> None:
+        """Drops every pack; the next use makes new ones."""
+        self._drop(lambda watch: True)
+
+    def verify(self) -> None:
+        """Drops packs whose sources have changed by whatever means; reads the copied weights and waits."""
+        self._drop(Watch.changed)
+
+    def fresh(self) -> bool:
+        """Whether all packs are true, as far as that is seen without asking the device."""
+        return not self._found(Watch.stale)
+
+    def pack(self) -> Pack | None:
+        """The packs of the role whose weights the policy holds now; None, with a `reason`, if it has none."""
+        expert, reason = self.expert_pack(), self.reason
+        prefix = self.prefix_pack()
+        self.reason = self.reason or reason
+        return None if prefix is None and expert is None else Pack(prefix, expert)
+
+    def _drop(self, untrue: Callable[[Watch], bool]) -> None:
+        found = self._found(untrue)
+        for packs, role in found:
+            packs.pop(role)
+        if found:
+            self.host.captures.drop()
+
+    def _found(self, untrue: Callable[[Watch], bool]) -> list[tuple[dict[str, Any], str]]:
+        """Packs, by where they are kept, that are `untrue` or were refused."""
+        roles, found = self.host.roles, []
+        for role in {*self._prefixes, *self._experts}:
+            with roles.use(role) if role in roles.available else nullcontext():
+                for packs in (self._prefixes, self._experts):
+                    pack = packs.get(role, _NOTHING)
+                    if pack is _NOTHING:
+                        continue
+                    if role not in roles.available or pack is None or untrue(pack.watch):
+                        found.append((packs, role))
+        return found
+
+    def prefix_pack(self) -> PrefixPack | None:
+        """The prefix of the present role, fresh; None with a `reason`."""
+        return self._kept(self._prefixes, self._make_prefix, frozen=lambda _: self.host.prefix_is_frozen)
+
+    def expert_pack(self) -> ExpertPack | None:
+        """The expert of the present role, fresh; None with a `reason`."""
+        return self._kept(self._experts, self._make_expert, frozen=lambda role: role not in (*TRAINED, EMA))
+
+    def _kept(self, packs: dict[str, Any], make: Callable[[Sources], Any], frozen: Any) -> Any:
+        host, role = self.host, self.host.roles.active
+        self.reason = ""
+        if not host.levers.packed or host.attention == "eager":
+            self.reason = "switched off"
+        elif torch.is_grad_enabled():
+            self.reason = "a gradient may be wanted"
+        elif host.model.training and not (self.in_training and frozen(role)):
+            self.reason = "the weights are being trained"
+            packs.pop(role, None)
+        if self.reason:
+            return None
+        pack = packs.get(role, _NOTHING)
+        if pack is None:
+            self.reason = "refused before"
+            return None
+        if pack is not _NOTHING and not pack.watch.stale():
+            return pack
+        if pack is not _NOTHING:
+            # The old one's memory is free, and no recording reads it, before the new one needs it.
+            del pack, packs[role]
+            host.captures.drop()
+        packs[role] = self._made(packs, make, role)
+        return packs[role]
+
+    def _made(self, packs: dict[str, Any], make: Callable[[Sources], Any], role: str) -> Any:
+        sources = Sources(self.host.roles.stand_ins(role))
+        try:
+            pack = make(sources)
+            pack.watch = Watch(sources)
+        except NotPacked as refusal:
+            self.reason = str(refusal)
+            if self.reason not in self._told:
+                self._told.add(self.reason)
+                logger.warning("no packed weights, so LeRobot's modules run: %s", refusal)
+            return None
+        # What adapters and roles leave alone is packed once for all of them.
+        same = (p for p in packs.values() if p is not None and p.watch.same_sources(pack.watch))
+        return next(same, pack)
+
+    def _make_prefix(self, sources: Sources) -> PrefixPack:
+        return pack_prefix(self.host.model.paligemma_with_expert, sources, self.host.vision_type())
+
+    def _make_expert(self, sources: Sources) -> ExpertPack:
+        host = self.host
+        return pack_expert(host.model.paligemma_with_expert, sources, host.products(), host.timed())
+
+    # ---- passes
+
+    def encode(self, pack: PrefixPack, observation: Observation) -> Prefix:
+        """Keys and values of the prefix, as `FlowHost.encode` gives them."""
+        host = self.host
+        tokens, token_mask, full = host._trimmed(observation)
+        parts = []
+        if observation.images:
+            parts = host._pictures(partial(self._pictures, pack), observation.images)
+        words = host.model.paligemma_with_expert.embed_language_tokens(tokens)
+        parts.append(words.to(pack.dtype))
+        hidden = torch.cat(parts, dim=1)
+        batch, length = hidden.shape[:2]
+        real = token_mask.new_ones((), dtype=torch.bool).expand(batch, length)
+        mask = real if full else torch.cat([real[:, tokens.shape[1] :], token_mask.bool()], dim=1)
+        sees = None if full and host.levers.unmasked else mask[:, None, None]
+        # Padding stands at the end, so that real tokens have the positions that they have without it.
+        rotary = pack.rotary.span(0, length)
+        keys, values = [], []
+        layers = pack.layers[:-1] if host.levers.last_layer else pack.layers
+        for norm, layer, mlp_norm in layers:
+            hidden, key, value = prefix_layer(hidden, rotary, sees, norm, layer, mlp_norm, host.attention)
+            keys.append(key)
+            values.append(value)
+        if host.levers.last_layer:
+            key, value = prefix_keys(hidden, rotary, *pack.last)
+            keys.append(key)
+            values.append(value)
+        return Prefix(tuple(keys), tuple(values), mask, observation.state, full)
+
+    def _pictures(self, pack: PrefixPack, pixels: Tensor) -> Tensor:
+        """Features (n, patches, W) of pictures (n, 3, S, S)."""
+        pixels = pixels.to(pack.places.dtype)
+        if isinstance(pack.patches, Product):
+            count, channels, height, width = pixels.shape
+            side = pack.patch
+            grid = pixels.view(count, channels, height // side, side, width // side, side)
+            flat = grid.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * side * side)
+            hidden = multiply(flat, pack.patches)
+        else:
+            hidden = pack.patches(pixels).flatten(2).transpose(1, 2)
+        hidden = hidden + pack.places
+        for layer in pack.vision:
+            hidden = vision_layer(hidden, layer, pack.vision_heads, pack.vision_attention)
+        weight, bias = pack.vision_norm
+        hidden = torch.nn.functional.layer_norm(hidden, weight.shape, weight, bias, 1e-6)
+        return multiply(hidden, pack.projection).to(pack.dtype)
+
+    def expert(self, prefix: Prefix, z: Tensor, times: Times, null: Tensor | None) -> Tensor:
+        """See `FlowHost.expert`; each chunk is a row of its own, so that none hides from another."""
+        host, pack = self.host, times.pack
+        batch, queries, horizon, _ = z.shape
+        hidden = host.fast_tokens(z.flatten(0, 1), times, prefix.state).to(pack.dtype)
+        tokens, known = hidden.shape[1], prefix.mask.shape[1]
+        if prefix.full:
+            rotary = pack.rotary.span(known, known + tokens)
+        else:
+            first = prefix.length.repeat_interleave(queries)[:, None]
+            rotary = pack.rotary.at(first + torch.arange(tokens, device=z.device), known + tokens)
+        mask = self._mask(pack, prefix, null, queries, tokens, with_state=tokens > horizon)
+        norms = pack.norms or times.norms
+        for number, layer in enumerate(pack.layers):
+            hidden = expert_layer(
+                hidden,
+                prefix.keys[number],
+                prefix.values[number],
+                rotary,
+                mask,
+                norms[2 * number],
+                layer,
+                norms[2 * number + 1],
+                host.attention,
+            )
+        last = normed(hidden[:, tokens - horizon :], norms[-1])
+        with torch.autocast(device_type=z.device.type, enabled=False):
+            velocity = multiply(last.float(), pack.products["action_out_proj"]).float()
+        return velocity.view(batch, queries, horizon, -1)
+
+    def _mask(
+        self,
+        pack: ExpertPack,
+        prefix: Prefix,
+        null: Tensor | None,
+        queries: int,
+        tokens: int,
+        *,
+        with_state: bool,
+    ) -> Tensor | None:
+        """See `fused_layers.expert_layer`. The state, if it is the first token, sees no action."""
+        known = prefix.mask.shape[1]
+        free = prefix.full and null is None
+        if free and not with_state and self.host.levers.unmasked:
+            return None
+        if free and (known, tokens) in pack.masks:
+            return pack.masks[known, tokens]
+        seen = prefix.mask[:1] if free else prefix.mask.repeat_interleave(queries, dim=0)
+        own = seen.new_ones(len(seen), tokens)
+        mask = torch.cat([seen, own], dim=1)[:, None, None]
+        if with_state:
+            mask = mask.repeat(1, 1, tokens, 1)
+            mask[:, :, 0, known + 1 :] = False
+        if null is not None:
+            hidden = null.flatten()[:, None, None, None]
+            if with_state:
+                mask[:, :, 1:, : known + 1] &= ~hidden
+            else:
+                mask[..., :known] &= ~hidden
+        if free and has_numbers():
+            pack.masks[known, tokens] = mask
+        return mask

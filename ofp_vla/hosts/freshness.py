@@ -1,0 +1,203 @@
+"""Whether what was made of a network's weights is still true.
+
+A copy of changed weights gives wrong actions without an error, and nothing cheap tells every change: writing
+through `tensor.data` moves neither a tensor's address nor its version. So a `Watch` has two questions.
+`stale`, asked at every use, costs a quarter of a microsecond a tensor and sees what autograd, optimisers,
+`load_state_dict`, `.to`, adapters and weight roles do. `changed`, asked where an episode begins, reads every
+copied weight once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import attrgetter, getitem, is_
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+_address = torch._C.TensorBase.data_ptr
+_version = attrgetter("_version")
+_expired = torch.UntypedStorage._expired
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_WIDTHS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+class NotPacked(Exception):
+    """Says why the weights of a network, as it is, are not copied; the path without copies is taken then."""
+
+
+class Source(NamedTuple):
+    """A tensor and where it was found, so that another in its place is noticed."""
+
+    holder: Mapping[str, Any]
+    name: str
+    tensor: Tensor
+
+
+class Sources:
+    """The tensors and modules that were read while something was made of them.
+
+    Attributes:
+        copied: tensors whose values were copied, or went into constants.
+        used: tensors that are used as they are, so that only another one in their place matters.
+        modules: all modules passed through, whose routing, hooks and replaced methods matter.
+
+    Args:
+        stand_ins: see `Roles.stand_ins`.
+        checked: whether tensors that a `Watch` cannot watch are refused.
+    """
+
+    def __init__(
+        self,
+        stand_ins: Mapping[int, tuple[Mapping[str, Tensor], str]] | None = None,
+        *,
+        checked: bool = True,
+    ) -> None:
+        self.copied: dict[int, Source] = {}
+        self.used: dict[int, Source] = {}
+        self.modules: dict[int, nn.Module] = {}
+        self._stand_ins = stand_ins or {}
+        self._checked = checked
+
+    def enter(self, module: nn.Module) -> None:
+        """Notes a module whose weights are read without calling it.
+
+        Raises:
+            NotPacked: a call would do more than its class says.
+        """
+        if _intercepted(module):
+            raise NotPacked(f"{type(module).__name__} has a hook or another forward than its class")
+        self.modules[id(module)] = module
+
+    def read(self, module: nn.Module, name: str, *, copied: bool = True) -> Tensor | None:
+        """Parameter or buffer `name` of a module; None if the module has none.
+
+        Raises:
+            NotPacked: it is no plain tensor.
+        """
+        self.enter(module)
+        holder: Mapping[str, Any] = module._parameters if name in module._parameters else module._buffers
+        tensor = holder.get(name)
+        if tensor is None:
+            return None
+        if self._checked and (type(tensor) not in _PLAIN or tensor.is_meta):
+            kind = "meta tensor" if tensor.is_meta else type(tensor).__name__
+            raise NotPacked(f"{type(module).__name__}.{name} is a {kind}")
+        if id(tensor) in self._stand_ins:
+            # What stands in a module now is a constant that a weight role put there for this pass.
+            holder, name = self._stand_ins[id(tensor)]
+            source, copied = Source(holder, name, holder[name]), True
+        else:
+            source = Source(holder, name, tensor)
+        (self.copied if copied else self.used)[id(source.tensor)] = source
+        return tensor.detach()
+
+    def read_all(self, module: nn.Module, *, copied: bool = True) -> None:
+        """Notes every parameter below a module that is called as it is, and its routing.
+
+        Raises:
+            NotPacked: see `read`.
+        """
+        for part in module.modules():
+            self.enter(part)
+            for name in part._parameters:
+                self.read(part, name, copied=copied)
+
+
+class Unwatched:
+    """In place of a `Watch` over tensors that nothing changes."""
+
+    def stale(self) -> bool:
+        """Never."""
+        return False
+
+    changed = stale
+
+
+class Watch:
+    """What `Sources` were when it was made.
+
+    Raises:
+        NotPacked: a tensor has no version, or they lie on several devices.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        copied = list(sources.copied.values())
+        every = copied + [s for key, s in sources.used.items() if key not in sources.copied]
+        devices = {source.tensor.device for source in every}
+        if len(devices) > 1:
+            raise NotPacked(f"the weights lie on several devices: {sorted(map(str, devices))}")
+        self._tensors = [source.tensor for source in every]
+        self._holders = [source.holder for source in every]
+        self._names = [source.name for source in every]
+        self._copied = self._tensors[: len(copied)]
+        self._modules = list(sources.modules.values())
+        self._routed = [m for m in self._modules if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
+        # Kept from being given to another tensor: an address alone would not tell.
+        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in self._tensors]
+        self._cells = [storage.cdata for storage in self._storages]
+        try:
+            self._versions = list(map(_version, self._copied))
+        except RuntimeError as error:
+            raise NotPacked("the weights were made in inference mode, which counts no changes") from error
+        self._addresses = list(map(_address, self._tensors))
+        self._shapes = [tensor.shape for tensor in self._tensors]
+        self._routes = _routes(self._routed)
+        self._sums = _sums(self._copied)
+
+    def stale(self) -> bool:
+        """Whether anything that is seen without reading the weights has changed; asks no device."""
+        try:
+            return (
+                not all(map(is_, map(getitem, self._holders, self._names), self._tensors))
+                or list(map(_address, self._tensors)) != self._addresses
+                or list(map(_version, self._copied)) != self._versions
+                or any(map(_expired, self._cells))
+                or _routes(self._routed) != self._routes
+                or any(map(_intercepted, self._modules))
+            )
+        except KeyError:  # a parameter or a role is gone
+            return True
+
+    def changed(self) -> bool:
+        """Whether the copied weights have other bits than they had; reads them all and waits."""
+        if self.stale() or [tensor.shape for tensor in self._tensors] != self._shapes:
+            return True
+        return not torch.equal(_sums(self._copied), self._sums)
+
+    def same_sources(self, other: Watch) -> bool:
+        """Whether another watch is over the same tensors, routed alike."""
+        return self._addresses == other._addresses and self._routes == other._routes
+
+
+def _intercepted(module: nn.Module) -> bool:
+    known = module.__dict__
+    return bool(known["_forward_hooks"] or known["_forward_pre_hooks"] or "forward" in known)
+
+
+def _routes(modules: Iterable[Any]) -> list[Any]:
+    """Which adapters of each module are active and how strong; a merged adapter is in the base's weights."""
+    found: list[Any] = []
+    for module in modules:
+        known, active = module.__dict__, module._active_adapter
+        found.append(module._disable_adapters)
+        found.append(list(active) if isinstance(active, list) else active)
+        found.append(dict(known["scaling"]) if "scaling" in known else None)
+        found.append(list(known["merged_adapters"]) if "merged_adapters" in known else None)
+    return found
+
+
+def _sums(tensors: Iterable[Tensor]) -> Tensor:
+    """(n,) int64: the bits of each tensor, read as whole numbers, added up: exact, so one bit shows."""
+    return torch.stack([_bits(tensor.detach()).sum(dtype=torch.int64) for tensor in tensors])
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    flat = tensor.contiguous().flatten() if tensor.ndim else tensor.reshape(1)
+    size = flat.numel() * flat.element_size()
+    width = next(w for w in _WIDTHS if size % w.itemsize == 0 and flat.data_ptr() % w.itemsize == 0)
+    return flat.view(width)
