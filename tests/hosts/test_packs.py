@@ -10,6 +10,7 @@ from torch import nn
 from ofp_vla.hosts.freshness import Sources, Watch
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
 from ofp_vla.policies.sampling import Sampling
+from tests.support.recording import install
 from tests.support.tiny import HORIZON, VLM_AND_EXPERT, WIDTH, tiny_batch, tiny_policy, train_head
 
 PACKED = ("pi05", "pi0")
@@ -190,6 +191,20 @@ def test_an_address_that_was_given_away_and_came_back_is_not_taken_for_the_old_t
         assert watch.stale()
 
 
+def test_recordings_end_with_the_copies_that_they_read(kind, monkeypatch):
+    fake = install(monkeypatch)
+    policy = made(kind, lora=True)
+    for number, end in enumerate((lambda: None, policy.reset, policy.train, policy.reset)):
+        weight = policy.get_parameter(f"{LAYER}.self_attn.q_proj.lora_B.default.weight")
+        (weight.data if number else weight.detach()).mul_(1.5)
+        end()
+        policy.eval()
+        found = [chunk(policy) for _ in range(3)]
+        assert fake.recorded == number + 1
+        assert all(close(each, plain(policy)) for each in found)
+    assert policy.host.captures.dropped == 3
+
+
 def test_roles_have_experts_of_their_own_and_share_a_frozen_prefix(kind):
     policy = made(kind, lora=True)
     policy.host.roles.add(EMA)
@@ -243,8 +258,10 @@ def test_where_a_gradient_is_wanted_or_weights_are_trained_there_is_no_copy():
         assert policy.host.pack(TEACHER) is None
         assert "trained" in fast.reason
         fast.in_training = True
-        assert policy.host.pack() is None
-        assert policy.host.pack(TEACHER) is not None
+        student, teacher = policy.host.pack(), policy.host.pack(TEACHER)
+        assert student.expert is None
+        assert teacher.expert is not None
+        assert student.prefix is teacher.prefix is not None
     policy.host.attention = "eager"
     assert packs(policy, TEACHER) is None
 
