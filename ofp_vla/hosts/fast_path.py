@@ -110,9 +110,9 @@ class FastPath:
     def pack_unwatched(self) -> None:
         """Packs the present weights for good, for tensors without memory, which nothing changes."""
         role = self.host.roles.active
-        for packs, make in ((self._prefixes, self._make_prefix), (self._experts, self._make_expert)):
-            packs[role] = make(Sources(checked=False))
-            packs[role].watch = Unwatched()
+        prefix = self._prefixes[role] = self._make_prefix(Sources(checked=False))
+        expert = self._experts[role] = self._make_expert(Sources(checked=False))
+        prefix.watch = expert.watch = Unwatched()
 
     def forget(self) -> None:
         """Drops every pack; the next use makes new ones."""
@@ -120,11 +120,11 @@ class FastPath:
 
     def verify(self) -> None:
         """Drops packs whose sources have changed by whatever means; reads the copied weights and waits."""
-        self._drop(Watch.changed)
+        self._drop(lambda watch: watch.changed())
 
     def fresh(self) -> bool:
         """Whether all packs are true, as far as that is seen without asking the device."""
-        return not self._found(Watch.stale)
+        return not self._found(lambda watch: watch.stale())
 
     def pack(self) -> Pack | None:
         """The packs of the role whose weights the policy holds now; None, with a `reason`, if it has none."""
@@ -133,14 +133,14 @@ class FastPath:
         self.reason = self.reason or reason
         return None if prefix is None and expert is None else Pack(prefix, expert)
 
-    def _drop(self, untrue: Callable[[Watch], bool]) -> None:
+    def _drop(self, untrue: Callable[[Any], bool]) -> None:
         found = self._found(untrue)
         for packs, role in found:
             packs.pop(role)
         if found:
             self.host.captures.drop()
 
-    def _found(self, untrue: Callable[[Watch], bool]) -> list[tuple[dict[str, Any], str]]:
+    def _found(self, untrue: Callable[[Any], bool]) -> list[tuple[dict[str, Any], str]]:
         """Packs, by where they are kept, that are `untrue` or were refused."""
         roles, found = self.host.roles, []
         for role in {*self._prefixes, *self._experts}:

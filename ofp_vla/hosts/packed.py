@@ -17,7 +17,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from ofp_vla.hosts.freshness import NotPacked, Sources, Watch
+from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
 from ofp_vla.hosts.fused_layers import EPSILON, DecoderLayer, Norm, Product, VisionLayer
 from ofp_vla.hosts.recording.cuda import has_numbers
 
@@ -58,7 +58,7 @@ class PrefixPack:
     layers: list[tuple[Norm, DecoderLayer, Norm]]
     last: tuple[Norm, Product]
     rotary: Rotary
-    watch: Watch = field(init=False)
+    watch: Watch | Unwatched = field(init=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,7 +85,7 @@ class ExpertPack:
     norms: list[Norm]
     products: dict[str, Product]
     rotary: Rotary
-    watch: Watch = field(init=False)
+    watch: Watch | Unwatched = field(init=False)
     times: dict[tuple[float, float], Any] = field(default_factory=dict)
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
