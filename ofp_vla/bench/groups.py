@@ -43,6 +43,7 @@ class Group:
         weight: share of the time, in proportion to the other groups' weights.
         drops: subjects that no later group needs.
         late: whether all else comes before it: it takes long, and less depends on it.
+        alone: whether nothing else may lie on the device meanwhile.
         derived: name of a row -> its milliseconds from the medians of the other rows, by name.
         compare: cosines of the rows' chunks with those of the path without the engine, by name.
     """
@@ -53,6 +54,7 @@ class Group:
     weight: float = 1.0
     drops: Sequence[Subject] = ()
     late: bool = False
+    alone: bool = False
     derived: Mapping[str, Callable[[Mapping[str, float]], float]] = field(default_factory=dict)
     compare: Callable[[], Mapping[str, float]] | None = None
 

@@ -51,14 +51,12 @@ def plan(settings: BenchSettings) -> list[Group]:
         return loaded(settings, acting.FP8_ENGINE)
 
     fp8 = Subject(exact)
-    trained = {name: training.trained_by(settings, name) for name in (training.OFP, training.FLOW)}
-    steps = settings.training_batches
     wanted = set(settings.parts)
     groups = [acting.acting(first, on, off, fp8)]
-    groups += [training.main_steps(batch, trained, batch == steps[-1]) for batch in steps]
+    groups += training.main_steps(settings)
     groups += [stages.stages(on)]
     groups += [acting.acting(batch, on, off, fp8) for batch in others]
-    groups += training.other_steps(settings, steps[0])
+    groups += training.other_steps(settings, settings.training_batches[0])
     if settings.compile_mode:
         groups += [acting.compiled(batch, off, settings.compile_mode) for batch in settings.batches]
 
@@ -93,6 +91,10 @@ def run(settings: BenchSettings, command: str, tell: Tell = lambda line: None) -
             _count(results, settings, dtype, budget, tell)
             counting = False
         open_rows = [(stand, row) for stand, row in rows[number] if not finished(row)]
+        if open_rows and group.alone:
+            for subject in {id(s.subject): s.subject for g in groups for s in g.stands}.values():
+                if all(subject is not stand.subject for stand in group.stands):
+                    subject.drop(clock)
         if open_rows:
             share = group.weight / sum(rest.weight for rest in groups[number:])
             tell(f"{group.part}, batch {group.batch} ({budget.left:.0f} s left)")

@@ -1,9 +1,12 @@
 """`ofp-vla bench` end to end at the tiny size: what it measures, writes, continues and refuses."""
 
 import json
+import os
+import subprocess
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from ofp_vla.bench import acting, counts, stages, timing, training
@@ -179,3 +182,34 @@ def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
     found = Results.read(tmp_path / FILE)
     assert found.counts[acting.ONE]["flops"] == 1
     assert "Counts: failed: RuntimeError: no such operator" in done.output
+
+
+def test_on_a_gpu_lerobots_training_has_the_memory_for_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = BenchSettings("", "full", ("training",), (1, 8, 32), None, torch.device("cuda"), 9.0, tmp_path)
+    order = [
+        ([name for stand in group.stands for name in stand.arms], group.batch, group.alone)
+        for group in plan(settings)
+    ]
+    ours = [training.OFP, training.FLOW]
+    assert order[:4] == [
+        (ours, 8, False),
+        (ours, 32, False),
+        ([training.LEROBOT], 8, True),
+        ([training.LEROBOT], 32, True),
+    ]
+
+
+def test_the_script_for_a_bare_machine_asks_for_what_exists(tmp_path):
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "gpu.sh", tmp_path],
+        env={**os.environ, "PYTHON": "echo"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked = [line.split() for line in done.stdout.splitlines()]
+    assert [words[:3] for words in asked] == [["-m", "ofp_vla.cli.main", "bench"]] * 3
+    command = typer.main.get_command(app).commands["bench"]
+    for words in asked:
+        command.make_context("bench", words[3:])
