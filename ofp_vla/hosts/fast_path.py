@@ -85,13 +85,13 @@ class FastPath:
 
     Attributes:
         in_training: whether what no step changes, a frozen prefix and a role that is not trained, is packed
-            in training mode too.
+            in training mode too; None, as where passes are recorded.
         reason: why there was no pack last time, "" if there was.
     """
 
     def __init__(self, host: Any) -> None:
         self.host: Any = host
-        self.in_training = False
+        self.in_training: bool | None = None
         self.reason = ""
         self._told: set[str] = set()
         self._prefixes: dict[str, PrefixPack | None] = {}
@@ -124,7 +124,7 @@ class FastPath:
 
     def fresh(self) -> bool:
         """Whether all packs are true, as far as that is seen without asking the device."""
-        return not self._found(lambda watch: watch.stale())
+        return all(packs[role] is None for packs, role in self._found(lambda watch: watch.stale()))
 
     def pack(self) -> Pack | None:
         """The packs of the role whose weights the policy holds now; None, with a `reason`, if it has none."""
@@ -168,7 +168,7 @@ class FastPath:
             self.reason = "switched off"
         elif torch.is_grad_enabled():
             self.reason = "a gradient may be wanted"
-        elif host.model.training and not (self.in_training and frozen(role)):
+        elif host.model.training and not (self._in_training and frozen(role)):
             self.reason = "the weights are being trained"
             packs.pop(role, None)
         if self.reason:
@@ -200,6 +200,10 @@ class FastPath:
         # What adapters and roles leave alone is packed once for all of them.
         same = (p for p in packs.values() if p is not None and p.watch.same_sources(pack.watch))
         return next(same, pack)
+
+    @property
+    def _in_training(self) -> bool:
+        return self.host.repeats if self.in_training is None else self.in_training
 
     def _make_prefix(self, sources: Sources) -> PrefixPack:
         return pack_prefix(self.host.model.paligemma_with_expert, sources, self.host.vision_type())

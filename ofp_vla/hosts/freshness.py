@@ -9,11 +9,12 @@ copied weight once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter, getitem, is_
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -97,12 +98,12 @@ class Sources:
         return tensor.detach()
 
     def read_all(self, module: nn.Module, *, copied: bool = True) -> None:
-        """Notes every parameter below a module that is called as it is, and its routing.
+        """Notes every parameter that a module reads when it is called as it is, and its routing.
 
         Raises:
             NotPacked: see `read`.
         """
-        for part in module.modules():
+        for part in _passed(module):
             self.enter(part)
             for name in part._parameters:
                 self.read(part, name, copied=copied)
@@ -177,6 +178,27 @@ class Watch:
 def _intercepted(module: nn.Module) -> bool:
     known = module.__dict__
     return bool(known["_forward_hooks"] or known["_forward_pre_hooks"] or "forward" in known)
+
+
+def _passed(module: Any) -> Iterator[nn.Module]:
+    """The module and those below it that a call passes through, by the routing of adapters as it is now.
+
+    So what a role does not read may be trained without a change for that role.
+    """
+    yield module
+    if isinstance(module, ModulesToSaveWrapper):
+        (name,) = module.active_adapters
+        own = not module._disable_adapters and name in module.modules_to_save
+        yield from _passed(module.modules_to_save[name] if own else module.original_module)
+    elif type(module) is LoraLinear:
+        yield from _passed(module.base_layer)
+        for name in () if module._disable_adapters else module.active_adapters:
+            for part in (module.lora_A, module.lora_B):
+                if name in part:
+                    yield from _passed(part[name])
+    else:
+        for child in module.children():
+            yield from _passed(child)
 
 
 def _routes(modules: Iterable[Any]) -> list[Any]:

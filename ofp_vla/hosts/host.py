@@ -24,6 +24,7 @@ from ofp_vla.hosts.attention import ATTENTION
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.observation import Observation, Prefix, PromptExtent
 from ofp_vla.hosts.recording.cuda import has_numbers
+from ofp_vla.hosts.regions import Regions
 from ofp_vla.hosts.repeating import Repeating
 from ofp_vla.hosts.roles import STUDENT, Roles
 
@@ -88,6 +89,7 @@ class FlowHost(Repeating, ABC):
         self.passes: Counter[str] = Counter()
         self._times: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._begin_repeating()
+        self.regions = Regions()
 
     # ---- what the policy asks of the class
 
@@ -279,13 +281,19 @@ class FlowHost(Repeating, ABC):
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             return self.model.action_out_proj(hidden.to(torch.float32)).float()
 
-    def _checkpointed[T](self, function: Callable[..., T], *args: object) -> T:
+    def _region[T](self, function: Callable[..., T], *args: object) -> T:
+        """A layer of the expert: compiled where a gradient is wanted, if nothing else is done with it."""
+        if not torch.is_grad_enabled() or self._checkpoints() or self.captures.stopped:
+            return self._checkpointed(function, *args)
+        return self.regions.run(function, *args) if self.levers.compile else function(*args)
+
+    def _checkpoints(self) -> bool:
         model = self.model
-        if (
-            getattr(model, "gradient_checkpointing_enabled", False)
-            and model.training
-            and torch.is_grad_enabled()
-        ):
+        wanted = getattr(model, "gradient_checkpointing_enabled", False) and model.training
+        return wanted and torch.is_grad_enabled()
+
+    def _checkpointed[T](self, function: Callable[..., T], *args: object) -> T:
+        if self._checkpoints():
             run = self._kept_under(self.roles.active, function)
             return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
         return function(*args)

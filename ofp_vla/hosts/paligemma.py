@@ -300,7 +300,7 @@ class PaliGemmaHost(FlowHost):
         cos, sin = decoder.rotary_emb(hidden, positions)
         conds = cond if isinstance(cond, tuple) else (cond,) * (2 * len(decoder.layers) + 1)
         for number, layer in enumerate(decoder.layers):
-            hidden = self._checkpointed(
+            hidden = self._region(
                 self._expert_layer,
                 layer,
                 hidden,

@@ -305,11 +305,9 @@ class SmolVLAHost(MixedTimeHost):
                 continue
             if self._attends_to_actions(index):
                 positions = prefix.length[:, None] + steps
-                hidden = self._checkpointed(
-                    self_layer, self._attend, layer, hidden, positions, key, value, mask
-                )
+                hidden = self._region(self_layer, self._attend, layer, hidden, positions, key, value, mask)
             else:
-                hidden = self._checkpointed(
+                hidden = self._region(
                     cross_layer, self._attend, layer, hidden, steps, key, value, real, hidden_prefix
                 )
         return self._velocity(vlm.lm_expert.norm(hidden)).view(batch, queries, horizon, -1)

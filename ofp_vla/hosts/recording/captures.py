@@ -200,6 +200,11 @@ class Captures:
         self.drop()
         self.refuse("this policy", reason)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is recorded any more, whatever comes."""
+        return self._stopped
+
     def refuse(self, name: str, reason: str) -> None:
         """Notes, and logs once, that something runs as it is."""
         if name not in self.reasons:

@@ -187,7 +187,7 @@ class OneStepPolicy(Persistence, Acting):
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; what is trained makes copies of the weights untrue."""
-        if mode and self._host is not None:
+        if mode and not self.training and self._host is not None:
             self._host.forget_packs()
         return super().train(mode)
 

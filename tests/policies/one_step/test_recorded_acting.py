@@ -1,6 +1,7 @@
 """Acting by recordings: the chunks of the path without them, and what happens where they differ."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,20 +48,20 @@ def noise(rows, way, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("way", "rows"), [("one step", 1), *((way, 3) for way in WAYS)])
 def test_chunks_are_the_same_bits_as_unrecorded(fake, policy, way, rows):
     way = WAYS[way]
+    levers = Levers(buckets=False)  # those change rounding
     warm = {}
     if way.warm:
         mixed = None if rows == 1 else torch.tensor([True, False, True])
         warm = {"warm": noise(rows, WAYS["one step"], 9), "warm_rows": mixed}
-    for seed in range(4):
+    for seed in range(3):
         batch, start = tiny_batch(rows, seed), noise(rows, way, seed)
+        policy.host.levers = levers
         drawn = policy.draw(batch, noise=start, sampling=way, **warm)
-        policy.host.levers = Levers(graphs=False)
+        policy.host.levers = replace(levers, graphs=False)
         expected = policy.draw(batch, noise=start, sampling=way, **warm)
-        policy.host.levers = Levers()
         assert torch.equal(drawn.chunk, expected.chunk)
         assert (drawn.spread is None) == (expected.spread is None)
         assert drawn.spread is None or torch.equal(drawn.spread, expected.spread)
@@ -129,7 +130,7 @@ def test_roles_are_recorded_apart_and_averages_are_seen_as_they_move(fake, host)
     roles.add(EMA)
     batch, way = tiny_batch(2), WAYS["one step"]
     # Without copies: recordings then read the weights where they lie, whatever writes there.
-    policy.host.levers = Levers(packed=False)
+    levers = policy.host.levers = Levers(packed=False, buckets=False)
 
     def draw(role):
         return policy.draw(batch, noise=noise(2, way), sampling=way, role=role).chunk
@@ -142,9 +143,9 @@ def test_roles_are_recorded_apart_and_averages_are_seen_as_they_move(fake, host)
                     size * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
                 )
             found = [draw(role) for _ in range(3)]
-            policy.host.levers = Levers(graphs=False, packed=False)
+            policy.host.levers = replace(levers, graphs=False)
             assert all(torch.equal(chunk, draw(role)) for chunk in found)
-            policy.host.levers = Levers(packed=False)
+            policy.host.levers = levers
             assert (found[0] - seen.get(role, 0)).abs().max() > 1e-4
             seen[role] = found[0]
         seen["teacher"] = draw(TEACHER)

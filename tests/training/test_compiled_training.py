@@ -1,0 +1,64 @@
+"""The student's layers as compiled regions: one for all of a shape, the same numbers, and a way back."""
+
+import logging
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from ofp_vla.core.objectives import OFPConfig
+from ofp_vla.hosts import regions
+from tests.support.tiny import tiny_batch, tiny_policy
+
+
+@pytest.fixture
+def policy(monkeypatch):
+    torch._dynamo.reset()
+    counters.clear()
+    # Traces as on a GPU, and runs what was traced as it is.
+    monkeypatch.setitem(regions.BACKENDS, "cpu", "eager")
+    policy = tiny_policy(total_steps=10, ofp=OFPConfig(endpoint_steps=1))
+    policy.config.pretrained_path = "base"
+    policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 4})
+    policy.get_optim_params()
+    return policy.train()
+
+
+def step(policy, rows=2):
+    policy.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    loss, _ = policy(tiny_batch(rows))
+    loss.backward()
+    return torch.cat(
+        [loss.detach()[None], *(p.grad.flatten() for p in policy.parameters() if p.grad is not None)]
+    )
+
+
+def test_all_layers_share_a_region_without_breaks_and_another_shape_makes_one_more(policy):
+    found = [step(policy), step(policy), step(policy, rows=3)]
+    assert policy.host.regions.reason == ""
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    policy.host.levers = policy.host.levers.of("-compile")
+    expected = step(policy)
+    assert torch.equal(found[0], found[1])
+    assert (found[0] - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(policy, monkeypatch, caplog):
+    def fails(graph, inputs):
+        raise RuntimeError("no kernel\nfor it")
+
+    monkeypatch.setitem(regions.BACKENDS, "cpu", fails)
+    with caplog.at_level(logging.WARNING):
+        found = [step(policy) for _ in range(2)]
+    policy.host.levers = policy.host.levers.of("-compile")
+    assert all(torch.equal(each, step(policy)) for each in found)
+    assert caplog.text.count("run operator by operator, uncompiled") == 1
+    assert "no kernel for it" in policy.host.regions.reason
+
+
+def test_neither_acting_nor_passes_without_gradient_are_compiled(policy):
+    policy.eval()
+    policy.draw(tiny_batch(2))
+    assert counters["stats"]["unique_graphs"] == 0
