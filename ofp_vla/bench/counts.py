@@ -7,6 +7,8 @@ and every other operator counts as one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from ofp_vla.policies.sampling import Sampling
 
 PREFIX, EXPERT, EXPERT_DRAWS = "prefix", "expert", "expert, eight draws"
 _OFF = ", engine=off"
+LAST = acting.TEN + _OFF  # of what is counted once
 
 
 class Counter:
@@ -87,6 +90,10 @@ class Counter:
             policy,
         )
 
+    def steps(self, policy: PI05OFPPolicy, steps: int) -> Cost:
+        """Our sampler in so many steps."""
+        return self.chunk(policy, Sampling("interval", steps, False))
+
     def stock(self, policy: PI05OFPPolicy, steps: int) -> Cost:
         """LeRobot's sampler on the same inputs."""
 
@@ -109,19 +116,22 @@ def count_all(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:
     """Yields what is counted, by name: LeRobot's and our ways, and the phases of which floors are made."""
     counter = Counter(size, dtype)
     on = counter.policy()
-    found: dict[str, Cost] = {}
-    for name in (acting.ONE, acting.DRAWS, acting.TEN):
-        found[name] = counter.chunk(on, acting.WAYS[name])
-        yield name, found[name]
+    one, two, draws = (
+        counter.chunk(on, acting.WAYS[name]) for name in (acting.ONE, acting.TWO, acting.DRAWS)
+    )
+    yield acting.ONE, one
+    yield acting.TWO, two
+    yield acting.DRAWS, draws
+    yield acting.TEN, after(10, one, two)
     prefix = counter.prefix(on)
     yield PREFIX, prefix
-    yield EXPERT, less(found[acting.ONE], prefix)
-    yield EXPERT_DRAWS, less(found[acting.DRAWS], prefix)
+    yield EXPERT, combined(one, prefix, -1)
+    yield EXPERT_DRAWS, combined(draws, prefix, -1)
     off = counter.policy("off")
-    yield acting.LEROBOT, counter.stock(off, 10)
-    yield acting.LEROBOT_ONE, counter.stock(off, 1)
-    for name in (acting.ONE, acting.TEN):
-        yield name + _OFF, counter.chunk(off, acting.WAYS[name])
+    for name, counted in ((acting.LEROBOT, partial(counter.stock, off)), (LAST, partial(counter.steps, off))):
+        one, two = counted(1), counted(2)
+        yield name.replace("ten steps", "one step"), one
+        yield name, after(10, one, two)
 
 
 def count_levers(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:
@@ -132,14 +142,15 @@ def count_levers(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:
         yield f"{acting.TEN}, without {lever}", counter.chunk(policy, acting.WAYS[acting.TEN])
 
 
-def less(whole: Cost, part: Cost) -> Cost:
-    """The rest of a whole."""
-    return Cost(
-        whole.flops - part.flops,
-        whole.calls - part.calls,
-        whole.weight_bytes - part.weight_bytes,
-        whole.waits - part.waits,
-    )
+def combined(one: Cost, other: Cost, factor: int) -> Cost:
+    """One cost and `factor` times another."""
+    a, b = astuple(one), astuple(other)
+    return Cost(*(x + factor * y for x, y in zip(a, b, strict=True)))
+
+
+def after(steps: int, one: Cost, two: Cost) -> Cost:
+    """What so many steps cost, by the costs of one and of two: every further step costs the same."""
+    return combined(one, combined(two, one, -1), steps - 1)
 
 
 def phases(row: Row, counts: Mapping[str, Mapping[str, int]]) -> list[Phase]:

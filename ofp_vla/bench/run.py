@@ -16,7 +16,7 @@ from ofp_vla.bench.groups import Group, derive, finished, run_group
 from ofp_vla.bench.rows import FILE, SKIPPED, Results, Row
 from ofp_vla.bench.settings import DTYPES, BenchSettings
 from ofp_vla.bench.subjects import Subject, loaded
-from ofp_vla.bench.timing import Budget, Clock, one_line
+from ofp_vla.bench.timing import Budget, Clock, OutOfTime, one_line
 from ofp_vla.checkpoints.files import CheckpointFiles, known_config, resolve_checkpoint
 from ofp_vla.provenance import commit, machine, versions
 from robotwin_eval.host import driver
@@ -85,7 +85,7 @@ def run(settings: BenchSettings, command: str, tell: Tell = lambda line: None) -
     if not results.ceilings and settings.parts != ("counts",):
         results.ceilings = floors.measure_ceilings(clock, DTYPES[dtype]).describe()
         clock.free()
-    counting = "counts" in settings.parts and not settings.checkpoint
+    counting = "counts" in settings.parts and not settings.checkpoint and counts.LAST not in results.counts
     for number, group in enumerate(groups):
         if counting and group.late:
             _count(results, settings, dtype, budget, tell)
@@ -128,7 +128,7 @@ def _count(results: Results, settings: BenchSettings, dtype: str, budget: Budget
             results.counts[name] = cost.describe()
             tell(f"  {name:44s}{cost.flops / 1e12:9.3f} TFLOP{cost.calls:8d} calls")
             if budget.left <= 0:
-                break
+                raise OutOfTime(f"the time budget of {budget.seconds:.0f} s was spent")
     except Exception as error:
         results.uncounted = one_line(error)
 

@@ -181,7 +181,7 @@ def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     found = Results.read(tmp_path / FILE)
     assert found.counts[acting.ONE]["flops"] == 1
-    assert "Counts: failed: RuntimeError: no such operator" in done.output
+    assert "Counts ended early: RuntimeError: no such operator" in done.output
 
 
 def test_on_a_gpu_lerobots_training_has_the_memory_for_itself(monkeypatch, tmp_path):

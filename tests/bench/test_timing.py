@@ -141,15 +141,21 @@ def test_ceilings_are_numbers_of_this_machine():
 
 @pytest.fixture(scope="module")
 def counted():
-    return dict(itertools.islice(counts.count_all("tiny", "float32"), 6))
+    return dict(itertools.islice(counts.count_all("tiny", "float32"), 7))
 
 
 def test_a_chunk_is_one_prefix_and_an_expert_pass_a_step(counted):
     prefix, expert, ten = (counted[name] for name in (counts.PREFIX, counts.EXPERT, acting.TEN))
     assert counted[acting.ONE].flops == prefix.flops + expert.flops
-    # What the expert makes of the times is computed for all steps together.
     assert ten.flops == pytest.approx(prefix.flops + 10 * expert.flops, rel=0.01)
     assert counted[counts.EXPERT_DRAWS].flops > 4 * expert.flops
+
+
+def test_every_further_step_costs_the_same():
+    counter = counts.Counter("tiny", "float32")
+    policy = counter.policy()
+    one, two, four = (counter.steps(policy, steps) for steps in (1, 2, 4))
+    assert counts.after(4, one, two) == four
 
 
 @pytest.mark.parametrize(
