@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ofp_vla.bench.rows import MEASURED, SKIPPED, Results, Row
+from ofp_vla.bench.rows import FAILED, MEASURED, SKIPPED, Results, Row
 from ofp_vla.bench.subjects import Subject
 from ofp_vla.bench.timing import Arm, Budget, Clock, ended_by, interleave, one_line, time_limit, warm_up
 
@@ -88,8 +88,8 @@ def run_group(
             arm = _warm(stand, row, clock, budget)
         if arm is not None:
             arms[row.name], found[row.name] = arm, row
-    # Making and warming up is part of the group's share, but not so much that nothing is left.
-    rest = max(seconds - (budget.spent - began), 0.3 * seconds)
+    # Making and warming up is part of the group's share, but not all of it, and something is left to compare.
+    rest = max(0.9 * seconds - (budget.spent - began), 0.3 * seconds)
     for name, timed in interleave(arms, clock, rest, budget).items():
         found[name].take(timed, arms[name].per_call)
     if group.compare is not None and any(finished(row) for row in found.values()):
@@ -145,8 +145,8 @@ def _notes(row: Row) -> Iterator[None]:
         yield
     finally:
         ours.removeHandler(kept)
-    if kept.lines and not row.reason:
-        row.reason = "; ".join(dict.fromkeys(kept.lines))[:400]
+    if kept.lines and row.status != FAILED:
+        row.reason = "; ".join(dict.fromkeys([*([row.reason] if row.reason else []), *kept.lines]))[:400]
 
 
 def derive(group: Group, results: Results, dtype: str) -> None:

@@ -16,7 +16,7 @@ import torch
 
 WARM_UP = 3
 LONG = 2.0  # seconds of a call
-FEWEST, MOST = 3, 400  # calls of an arm that are kept
+FEWEST, MOST = 3, 200  # calls of an arm that are kept
 SLICE = 0.1  # seconds of a turn: what is faster is called more often
 MOST_A_TURN = 20
 
