@@ -65,7 +65,9 @@ def attend(
     return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
 
-def fast_attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def fast_attention(
+    kind: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, real: int | None = None
+) -> Tensor:
     """Attention of the fast path; the one place that chooses a kernel for it.
 
     Args:
@@ -74,6 +76,7 @@ def fast_attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mask: T
         key: (rows, heads, T, d), or (rows, 1, T, d) where all heads share keys.
         value: as `key`.
         mask: (rows, 1, S or 1, T) bool; every token sees at least one. None where all see all.
+        real: only the first so many of T keys are real, others are seen by nobody; "grouped" only.
 
     Returns:
         (rows, S, heads * d).
@@ -87,8 +90,11 @@ def fast_attention(kind: str, query: Tensor, key: Tensor, value: Tensor, mask: T
             return (out.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, heads * dim)
         scores = torch.bmm(scaled.view(rows, length * heads, dim), key[:, 0].mT)
         if mask is not None:
-            lowest = torch.finfo(scores.dtype).min
-            scores.view(rows, length, heads, -1).masked_fill_(~mask.transpose(1, 2), lowest)
+            seen = scores.view(rows, length, heads, -1)[..., :real]
+            seen.masked_fill_(~mask.transpose(1, 2), torch.finfo(scores.dtype).min)
+        if real is not None:
+            behind = torch.arange(scores.shape[-1], device=scores.device) >= real
+            scores = scores.masked_fill(behind, -torch.inf)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
         return torch.bmm(weights, value[:, 0]).view(rows, length, heads * dim)
     sdpa = torch.nn.functional.scaled_dot_product_attention

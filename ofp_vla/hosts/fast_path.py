@@ -17,17 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ofp_vla.hosts.compiled import COMPILED_ON, PLAIN, Functions, compiled
 from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
-from ofp_vla.hosts.fused_layers import (
-    Norm,
-    Product,
-    expert_layer,
-    multiply,
-    normed,
-    prefix_keys,
-    prefix_layer,
-    vision_layer,
-)
+from ofp_vla.hosts.fused_layers import EPSILON, Norm, Product, added, multiply, normed
 from ofp_vla.hosts.observation import Observation, Prefix
 from ofp_vla.hosts.packed import ExpertPack, PrefixPack, pack_expert, pack_prefix
 from ofp_vla.hosts.recording.cuda import has_numbers
@@ -36,6 +28,8 @@ from ofp_vla.hosts.roles import EMA, TRAINED
 logger = logging.getLogger(__name__)
 
 _NOTHING: Any = object()
+# Products of a GPU are faster where sizes are multiples of this.
+_MULTIPLE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,12 +226,14 @@ class FastPath:
         rotary = pack.rotary.span(0, length)
         keys, values = [], []
         layers = pack.layers[:-1] if host.levers.last_layer else pack.layers
+        run, delta = self.functions, self._nothing(hidden)
+        kind = self._kind(hidden, "sdpa")
         for norm, layer, mlp_norm in layers:
-            hidden, key, value = prefix_layer(hidden, rotary, sees, norm, layer, mlp_norm, host.attention)
+            hidden, delta, key, value = run.prefix(hidden, delta, rotary, sees, norm, layer, mlp_norm, kind)
             keys.append(key)
             values.append(value)
         if host.levers.last_layer:
-            key, value = prefix_keys(hidden, rotary, *pack.last)
+            key, value = run.last(hidden, delta, rotary, *pack.last)
             keys.append(key)
             values.append(value)
         return Prefix(tuple(keys), tuple(values), mask, observation.state, full)
@@ -252,12 +248,15 @@ class FastPath:
             flat = grid.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * side * side)
             hidden = multiply(flat, pack.patches)
         else:
-            hidden = pack.patches(pixels).flatten(2).transpose(1, 2)
+            hidden = pack.patches(pixels).flatten(2).transpose(1, 2).contiguous()
         hidden = hidden + pack.places
+        delta = self._nothing(hidden)
         for layer in pack.vision:
-            hidden = vision_layer(hidden, layer, pack.vision_heads, pack.vision_attention)
+            hidden, delta = self.functions.vision(
+                hidden, delta, layer, pack.vision_heads, pack.vision_attention
+            )
         weight, bias = pack.vision_norm
-        hidden = torch.nn.functional.layer_norm(hidden, weight.shape, weight, bias, 1e-6)
+        hidden = torch.nn.functional.layer_norm(added(hidden, delta), weight.shape, weight, bias, EPSILON)
         return multiply(hidden, pack.projection).to(pack.dtype)
 
     def expert(self, prefix: Prefix, z: Tensor, times: Times, null: Tensor | None) -> Tensor:
@@ -273,9 +272,14 @@ class FastPath:
             rotary = pack.rotary.at(first + torch.arange(tokens, device=z.device), known + tokens)
         mask = self._mask(pack, prefix, null, queries, tokens, with_state=tokens > horizon)
         norms = pack.norms or times.norms
+        delta, gate = self._nothing(hidden), norms[1].gate
+        kind = self._kind(hidden, "grouped" if queries == 1 else "sdpa")
+        multiple = _MULTIPLE if kind == "grouped" and hidden.is_cuda else 1
         for number, layer in enumerate(pack.layers):
-            hidden = expert_layer(
+            hidden, delta = self.functions.expert(
                 hidden,
+                delta,
+                gate,
                 prefix.keys[number],
                 prefix.values[number],
                 rotary,
@@ -283,12 +287,31 @@ class FastPath:
                 norms[2 * number],
                 layer,
                 norms[2 * number + 1],
-                host.attention,
+                kind,
+                multiple,
             )
-        last = normed(hidden[:, tokens - horizon :], norms[-1])
+            gate = norms[2 * number + 1].gate
+        last = normed(added(hidden, delta, gate)[:, tokens - horizon :], norms[-1])
         with torch.autocast(device_type=z.device.type, enabled=False):
             velocity = multiply(last.float(), pack.products["action_out_proj"]).float()
         return velocity.view(batch, queries, horizon, -1)
+
+    def _kind(self, hidden: Tensor, fastest: str) -> str:
+        """How to attend: what is fastest on a GPU, unless the configuration says otherwise."""
+        kind: str = self.host.attention
+        return kind if kind != "auto" or not hidden.is_cuda else fastest
+
+    def _nothing(self, hidden: Tensor) -> Tensor | None:
+        """What no layer has added yet; for compiled functions zeros, so that the first layer is as others."""
+        return torch.zeros_like(hidden) if self.functions is not PLAIN else None
+
+    @property
+    def functions(self) -> Functions:
+        """The layer functions, compiled where that is switched on."""
+        kind = next(self.host.model.parameters()).device.type
+        if self.host.levers.compile and kind in COMPILED_ON:
+            return compiled(COMPILED_ON[kind])
+        return PLAIN
 
     def _mask(
         self,

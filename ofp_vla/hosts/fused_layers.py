@@ -70,8 +70,11 @@ def multiply(x: Tensor, product: Product) -> Tensor:
     return multiply_fp8(x, product.weight, product.scale)
 
 
-def vision_layer(hidden: Tensor, layer: VisionLayer, heads: int, attention: str) -> Tensor:
-    """One layer of SigLIP, (rows, S, W) -> (rows, S, W)."""
+def vision_layer(
+    hidden: Tensor, delta: Tensor | None, layer: VisionLayer, heads: int, attention: str
+) -> tuple[Tensor, Tensor]:
+    """One layer of SigLIP, all (rows, S, W); see `prefix_layer` for `delta`."""
+    hidden = added(hidden, delta)
     rows, length, width = hidden.shape
     tokens = functional.layer_norm(hidden, (width,), layer.norm, layer.norm_bias, EPSILON)
     qkv = multiply(tokens, layer.qkv).view(rows, length, 3, heads, width // heads)
@@ -79,22 +82,24 @@ def vision_layer(hidden: Tensor, layer: VisionLayer, heads: int, attention: str)
     mixed = fast_attention(attention, query, key.transpose(1, 2), value.transpose(1, 2), None)
     hidden = hidden + multiply(mixed, layer.out)
     tokens = functional.layer_norm(hidden, (width,), layer.mlp_norm, layer.mlp_norm_bias, EPSILON)
-    return hidden + multiply(functional.gelu(multiply(tokens, layer.rise), approximate="tanh"), layer.fall)
+    return hidden, multiply(functional.gelu(multiply(tokens, layer.rise), approximate="tanh"), layer.fall)
 
 
 def prefix_layer(
     hidden: Tensor,
+    delta: Tensor | None,
     rotary: Tensor,
     mask: Tensor | None,
     norm: Norm,
     layer: DecoderLayer,
     mlp_norm: Norm,
     attention: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer of the prefix.
 
     Args:
         hidden: (B, P, W).
+        delta: what the layer before adds to it, so that one kernel adds and norms; None for nothing.
         rotary: see `turned`.
         mask: (B, 1, 1, P) bool, True where a token is real; None if all are.
         norm: before attention, plain.
@@ -103,22 +108,27 @@ def prefix_layer(
         attention: see `fast_attention`.
 
     Returns:
-        (B, P, W), keys and values (B, 1, P, d).
+        `hidden` and `delta` for the next layer, keys and values (B, 1, P, d).
     """
+    hidden = added(hidden, delta)
     query, key, value = _projected(normed(hidden, norm), rotary, layer.qkv)
     mixed = fast_attention(attention, query, key, value, mask)
-    return _finished(hidden, mixed, layer, norm, mlp_norm), key, value
+    return *_finished(hidden, mixed, layer, norm, mlp_norm), _alone(key), _alone(value)
 
 
-def prefix_keys(hidden: Tensor, rotary: Tensor, norm: Norm, product: Product) -> tuple[Tensor, Tensor]:
+def prefix_keys(
+    hidden: Tensor, delta: Tensor | None, rotary: Tensor, norm: Norm, product: Product
+) -> tuple[Tensor, Tensor]:
     """Keys and values (B, 1, P, d) of a layer of which nothing else is read; `product` gives both."""
-    joined = multiply(normed(hidden, norm), product)
+    joined = multiply(normed(added(hidden, delta), norm), product)
     key, value = joined.view(*joined.shape[:2], 2, -1).split(1, dim=2)
-    return turned(key, rotary).transpose(1, 2), value.transpose(1, 2)
+    return _alone(turned(key, rotary).transpose(1, 2)), _alone(value.transpose(1, 2))
 
 
 def expert_layer(
     hidden: Tensor,
+    delta: Tensor | None,
+    gate: Tensor | None,
     prefix_key: Tensor,
     prefix_value: Tensor,
     rotary: Tensor,
@@ -127,11 +137,14 @@ def expert_layer(
     layer: DecoderLayer,
     mlp_norm: Norm,
     attention: str,
-) -> Tensor:
+    multiple: int = 1,
+) -> tuple[Tensor, Tensor]:
     """One layer of the action expert for Q chunks of each of B observations.
 
     Args:
         hidden: (B*Q, S, W).
+        delta: see `prefix_layer`.
+        gate: of `delta`, if its norm had one.
         prefix_key: (B, 1, P, d).
         prefix_value: (B, 1, P, d).
         rotary: see `turned`.
@@ -140,13 +153,16 @@ def expert_layer(
         layer: weights.
         mlp_norm: before the MLP.
         attention: see `fast_attention`.
+        multiple: keys and values are padded to a multiple of so many, which products of a GPU ask for.
 
     Returns:
-        (B*Q, S, W).
+        `hidden` and `delta` for the next layer.
     """
+    hidden = added(hidden, delta, gate)
     query, key, value = _projected(normed(hidden, norm), rotary, layer.qkv)
-    key, value = _behind(prefix_key, key), _behind(prefix_value, value)
-    mixed = fast_attention(attention, query, key, value, mask)
+    real = prefix_key.shape[2] + key.shape[2]
+    key, value = (_behind(*pair, -real % multiple) for pair in ((prefix_key, key), (prefix_value, value)))
+    mixed = fast_attention(attention, query, key, value, mask, real if multiple > 1 else None)
     return _finished(hidden, mixed, layer, norm, mlp_norm)
 
 
@@ -179,26 +195,36 @@ def _projected(tokens: Tensor, rotary: Tensor, qkv: Product) -> tuple[Tensor, Te
     return both[:, :, :-1], both[:, :, -1:].transpose(1, 2), heads[:, :, -1:].transpose(1, 2)
 
 
-def _behind(prefix: Tensor, own: Tensor) -> Tensor:
-    """Keys or values (B, 1, P, d) of each observation before those of its rows, (B*Q, 1, P + S, d)."""
+def _alone(x: Tensor) -> Tensor:
+    """Keys or values (B, 1, S, d) in memory of their own, always with the same strides."""
+    return x[:, 0].contiguous()[:, None]
+
+
+def _behind(prefix: Tensor, own: Tensor, padding: int) -> Tensor:
+    """Keys or values (B, 1, P, d) of each observation before those of its rows, and zeros behind them."""
     batch = prefix.shape[0]
-    if batch == own.shape[0]:
-        return torch.cat([prefix, own], dim=2)
     each = own.unflatten(0, (batch, -1))
-    return torch.cat([prefix[:, None].expand(-1, each.shape[1], -1, -1, -1), each], dim=3).flatten(0, 1)
+    parts = [prefix[:, None].expand(-1, each.shape[1], -1, -1, -1), each]
+    if padding:
+        parts.append(own.new_zeros(1).expand(*each.shape[:3], padding, -1))
+    return torch.cat(parts, dim=3).flatten(0, 1)
 
 
-def _finished(hidden: Tensor, mixed: Tensor, layer: DecoderLayer, norm: Norm, mlp_norm: Norm) -> Tensor:
-    """Output projection, residual, MLP, residual."""
-    hidden = _added(hidden, multiply(mixed, layer.out), norm.gate)
+def _finished(
+    hidden: Tensor, mixed: Tensor, layer: DecoderLayer, norm: Norm, mlp_norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """Output projection, residual, MLP; the last addition is the next layer's."""
+    hidden = added(hidden, multiply(mixed, layer.out), norm.gate)
     tokens = normed(hidden, mlp_norm)
     if layer.up is None:
         gate, up = multiply(tokens, layer.gate).chunk(2, dim=-1)
     else:
         gate, up = multiply(tokens, layer.gate), multiply(tokens, layer.up)
-    out = multiply(functional.gelu(gate, approximate="tanh") * up, layer.down)
-    return _added(hidden, out, mlp_norm.gate)
+    return hidden, multiply(functional.gelu(gate, approximate="tanh") * up, layer.down)
 
 
-def _added(hidden: Tensor, out: Tensor, gate: Tensor | None) -> Tensor:
-    return hidden + out if gate is None else torch.addcmul(hidden, out, gate)
+def added(hidden: Tensor, delta: Tensor | None, gate: Tensor | None = None) -> Tensor:
+    """The residual stream with what a layer adds, gated if its norm has a gate."""
+    if delta is None:
+        return hidden
+    return hidden + delta if gate is None else torch.addcmul(hidden, delta, gate)
