@@ -79,6 +79,7 @@ class ServedPolicy:
             key=NoiseKey(self.noise_seed, self.task, self.episode, self.chunk),
             reset=self.chunk == 0,
             executed=self.executed,
+            execute=self.execute,
         )
         (reply,) = self.policy.infer([request])
         self.chunk += 1

@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ from ofp_vla.demo.pipeline import Demo, run_demo
 from ofp_vla.demo.settings import RECIPE, DemoSettings
 from ofp_vla.demo.stages import Stages
 from ofp_vla.demo.texts import CURVE_NAMES, demo_notes
+from ofp_vla.embedded import evaluate
 from ofp_vla.errors import CheckpointError
 from ofp_vla.training.recipes import recipe_path
 from ofp_vla.training.run import (
@@ -285,7 +287,15 @@ def test_notes_state_the_width_of_the_intervals():
     assert "±14 points" in " ".join(demo_notes(DemoSettings(episodes=50)))
 
 
+@pytest.fixture
+def one_worker(monkeypatch):
+    """Eight evaluations of a few episodes: further simulators would take longer to start than to play."""
+    few = functools.partial(evaluate.evaluate_variants, workers=1)
+    monkeypatch.setattr(evaluate, "evaluate_variants", few)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_worker")
 def test_a_demo_whose_policy_played_no_episode_writes_its_report_and_fails(tmp_path, monkeypatch):
     from tests.support.acting import write_checkpoint
 
@@ -307,6 +317,7 @@ def test_a_demo_whose_policy_played_no_episode_writes_its_report_and_fails(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_worker")
 def test_demonstrations_evaluation_and_report_fit_together(tmp_path, monkeypatch):
     """Everything but the training itself, which a copy of the base stands for."""
     from tests.support.acting import write_checkpoint

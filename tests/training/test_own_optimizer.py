@@ -34,6 +34,7 @@ def rates(run, step):
     return [group["initial_lr"] for group in groups]
 
 
+@pytest.mark.parametrize("host", ["pi0"], indirect=True)  # groups follow from roles, which all hosts share
 def test_fake_network_and_interval_head_are_in_it(host, images, base, tmp_path, train):
     run = tmp_path / "run"
     settings = OWN | {"policy.path": base, "policy.objective": "onedp", "policy.onedp.fake_lr_scale": 3.0}
