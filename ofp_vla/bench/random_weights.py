@@ -39,7 +39,6 @@ def random_config(size: str, dtype: str, device: str, **changes: Any) -> PI05OFP
         "n_action_steps": horizon,
         "max_action_dim": width,
         "max_state_dim": width,
-        "total_steps": 10_000,
         "push_to_hub": False,
         "input_features": {
             **{f"{OBS_IMAGES}.{name}": picture for name in CAMERAS[:cameras]},

@@ -72,7 +72,10 @@ def run(settings: BenchSettings, command: str, tell: Tell = lambda line: None) -
 
     Raises:
         BenchError: the folder holds results of another machine, commit or checkpoint.
+        CheckpointError: there is no such checkpoint.
     """
+    if settings.checkpoint:
+        CheckpointFiles(resolve_checkpoint(settings.checkpoint)).need("config.json")
     budget, clock = Budget(settings.seconds), Clock(settings.device)
     results = Results(provenance(settings, command))
     if (settings.output / FILE).exists():
@@ -85,7 +88,7 @@ def run(settings: BenchSettings, command: str, tell: Tell = lambda line: None) -
     if not results.ceilings and settings.parts != ("counts",):
         results.ceilings = floors.measure_ceilings(clock, DTYPES[dtype]).describe()
         clock.free()
-    counting = "counts" in settings.parts and not settings.checkpoint and counts.LAST not in results.counts
+    counting = "counts" in settings.parts and counts.LAST not in results.counts
     for number, group in enumerate(groups):
         if counting and group.late:
             _count(results, settings, dtype, budget, tell)
@@ -118,6 +121,9 @@ def _own_type(settings: BenchSettings) -> str:
 
 
 def _count(results: Results, settings: BenchSettings, dtype: str, budget: Budget, tell: Tell) -> None:
+    if settings.checkpoint:
+        results.uncounted = "only random weights of a known size are counted, with --random-init"
+        return
     tell(f"counts ({budget.left:.0f} s left)")
     counted = [counts.count_all(settings.size, dtype)]
     if settings.parts == ("counts",):

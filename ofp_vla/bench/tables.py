@@ -59,7 +59,7 @@ def remarks(results: Results) -> list[str]:
     return [
         f"{TITLES[part]}, batch {batch}: {'; '.join(names)}: {reason}"
         for (reason, part, batch), names in found.items()
-    ] + ([f"Counts ended early: {results.uncounted}"] if results.uncounted else [])
+    ] + ([f"Counts: {results.uncounted}"] if results.uncounted else [])
 
 
 def markdown(results: Results) -> str:

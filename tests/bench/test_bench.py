@@ -14,6 +14,7 @@ from ofp_vla.bench.rows import FILE, MEASURED, SKIPPED, Results
 from ofp_vla.bench.run import plan
 from ofp_vla.bench.settings import PARTS, BenchSettings
 from ofp_vla.bench.tables import digits
+from ofp_vla.checkpoints.assets import PACKAGED_BASE
 from ofp_vla.cli.main import app
 from ofp_vla.counting import Cost
 from tests.commands.reading import ROOT
@@ -80,6 +81,19 @@ def test_what_is_there_is_not_measured_again_and_is_shown_as_markdown(measured):
     shown = bench("--show", folder / FILE)
     row = next(row for row in after.rows if row.name == acting.ONE)
     assert f"| {row.name} | 1 | {digits(row.p50_ms)} | " in shown.output
+
+
+def test_a_checkpoint_acts_and_trains_as_random_weights_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "MOST", timing.FEWEST)
+    chosen = ("--parts", "acting,training,counts", "--only", "LeRobot,flow_matching")
+    done = bench(PACKAGED_BASE, *chosen, "--batches", "1", "--device", "cpu", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    rows = {row.name: row for row in Results.read(tmp_path / FILE).rows}
+    assert {row.status for row in rows.values()} == {MEASURED}
+    assert {acting.LEROBOT_ONE, training.LEROBOT, training.FLOW} <= rows.keys()
+    assert "only random weights of a known size are counted" in done.output
+    assert "does not exist" in refusal(tmp_path / "nowhere", "--output", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_rows_of_another_size_do_not_stand_beside_these(measured):
@@ -181,7 +195,7 @@ def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     found = Results.read(tmp_path / FILE)
     assert found.counts[acting.ONE]["flops"] == 1
-    assert "Counts ended early: RuntimeError: no such operator" in done.output
+    assert "Counts: RuntimeError: no such operator" in done.output
 
 
 def test_on_a_gpu_lerobots_training_has_the_memory_for_itself(monkeypatch, tmp_path):
