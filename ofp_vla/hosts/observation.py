@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ofp_vla.hosts.recording.captures import Kept
+from ofp_vla.hosts.recording.buffers import Kept
 
 
 @dataclass(frozen=True)

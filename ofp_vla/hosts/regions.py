@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
+
+from ofp_vla.hosts.recording.proof import check
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +22,8 @@ BACKENDS: dict[str, str] = {"cuda": "inductor"}
 class Regions:
     """Functions of a layer's module and tensors, each compiled at its first use.
 
-    All layers share a region: it takes their parameters as inputs. One is compiled for each shape.
+    All layers share a region: it takes their parameters as inputs. One is compiled for each shape, and its
+    outputs and gradients are compared with those of the function itself, once.
 
     Attributes:
         reason: why nothing is compiled any more, "" while it works.
@@ -45,8 +49,12 @@ class Regions:
             self._compiled[whole] = torch.compile(
                 whole, backend=BACKENDS[device], fullgraph=True, dynamic=False
             )
+        before = _graphs()
         try:
-            return self._compiled[whole](*given)
+            out = self._compiled[whole](*given)
+            if _graphs() != before:
+                _compare(self._compiled[whole], whole, given)
+            return out
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler has many; if it is the function's own, it comes again
@@ -54,3 +62,25 @@ class Regions:
             self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             logger.warning("a training step's layers run operator by operator, uncompiled: %s", self.reason)
             return out
+
+
+def _graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _compare(compiled: Callable[..., Any], plain: Callable[..., Any], given: Any) -> None:
+    """Raises `Unequal` if outputs or gradients differ by more than rounding."""
+    modules = [x for x in given if isinstance(x, nn.Module)]
+    tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+    wanted = [x for x in (*tensors, *(p for m in modules for p in m.parameters())) if x.requires_grad]
+    reduced = torch.is_autocast_enabled(tensors[0].device.type) or any(
+        x.is_floating_point() and x.element_size() < 4 for x in tensors
+    )
+
+    def numbers(function: Callable[..., Any]) -> list[Tensor | None]:
+        out = function(*given)
+        if not out.requires_grad:
+            return [out]
+        return [out, *torch.autograd.grad(out, wanted, torch.ones_like(out), allow_unused=True)]
+
+    check(numbers(compiled), numbers(plain), reduced=reduced, what="a compiled layer")

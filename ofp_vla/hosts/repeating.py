@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.observation import Observation, Prefix
-from ofp_vla.hosts.recording.captures import RECORDERS, Captures, Kept
+from ofp_vla.hosts.recording.buffers import Kept
+from ofp_vla.hosts.recording.captures import RECORDERS, Captures
 from ofp_vla.hosts.recording.whereabouts import Whereabouts
 from ofp_vla.hosts.roles import STUDENT, Roles
 

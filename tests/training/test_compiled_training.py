@@ -58,6 +58,27 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so_once(policy, monkeypa
     assert "no kernel for it" in policy.host.regions.reason
 
 
+def test_a_layer_whose_gradients_are_others_once_compiled_runs_as_it_is(policy, monkeypatch, caplog):
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 1.1
+
+    def wrong(graph, inputs):
+        return lambda *given: [Wrong.apply(out) for out in graph(*given)]
+
+    monkeypatch.setitem(regions.BACKENDS, "cpu", wrong)
+    with caplog.at_level(logging.WARNING):
+        found = step(policy)
+    policy.host.levers = policy.host.levers.of("-compile")
+    assert torch.equal(found, step(policy))
+    assert "a compiled layer is 0.1 of the largest number apart" in caplog.text
+
+
 def test_neither_acting_nor_passes_without_gradient_are_compiled(policy):
     policy.eval()
     policy.draw(tiny_batch(2))

@@ -7,7 +7,7 @@ from ofp_vla.core import field
 from ofp_vla.core.objectives import OFPConfig
 from ofp_vla.counting import count
 from ofp_vla.hosts.engine import Levers
-from ofp_vla.hosts.recording.captures import _Buffers
+from ofp_vla.hosts.recording.buffers import Buffers
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
 from tests.support.recording import install
 from tests.support.tiny import HORIZON, HOSTS, VLM_AND_EXPERT, WIDTH, tiny_batch, tiny_policy
@@ -103,8 +103,8 @@ def test_two_forward_passes_before_one_backward_keep_their_own_prefixes(fake):
 def test_a_step_copies_its_prefix_once_for_all_passes_and_roles(run, monkeypatch):
     _, policy, host = run
     held = []
-    hold = _Buffers.hold
-    monkeypatch.setattr(_Buffers, "hold", lambda self, kept: held.append(hold(self, kept)) or held[-1])
+    hold = Buffers.hold
+    monkeypatch.setattr(Buffers, "hold", lambda self, kept: held.append(hold(self, kept)) or held[-1])
     policy(tiny_batch(2))[0].backward()
     passes = 3 + 1  # of the teacher and of the average
     # SmolVLA's roles each have a token of their own at the end of the prefix.

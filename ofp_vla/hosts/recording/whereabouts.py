@@ -48,6 +48,11 @@ class Whereabouts:
         self._routed = routing()
         self._drops = self._dropping()
 
+    @property
+    def reduced(self) -> bool:
+        """Whether some of them have 16 bits or fewer."""
+        return any(dtype.is_floating_point and dtype.itemsize < 4 for _, dtype in self._types)
+
     def same(self) -> bool:
         """Whether nothing has moved since this was made."""
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class ActionGuard:
 
     def __init__(self, low: list[float] | None, high: list[float] | None, margin: float) -> None:
         self.limits: tuple[Tensor, Tensor] | None = None
-        self._placed: tuple[tuple[Tensor, Tensor], Tensor, Tensor] | None = None
+        self._placed: dict[Hashable, tuple[object, Tensor, Tensor]] = {}
         self.clipped = 0
         self._told = False
         self._told_of_state = False
@@ -87,10 +87,12 @@ class ActionGuard:
 
     def _limits_beside(self, actions: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The limits on the actions' device, kept there: a copy from the host would wait for the device."""
-        kept, low, high = self._placed or (None, *limits)
-        if kept is not limits or (low.device, low.dtype) != (actions.device, actions.dtype):
+        place = id(limits), actions.device, actions.dtype
+        if place not in self._placed:
             low, high = (limit.to(actions) for limit in limits)
-            self._placed = (limits, low, high)
+            # All of them are kept: a recording may read them. The limits are, so that their id stays theirs.
+            self._placed[place] = limits, low, high
+        _, low, high = self._placed[place]
         return low, high
 
     @staticmethod

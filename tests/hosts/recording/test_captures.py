@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ofp_vla.hosts.recording.captures import BOUND, PATIENCE, Captures, Kept
+from ofp_vla.hosts.recording.buffers import Kept
+from ofp_vla.hosts.recording.captures import BOUND, PATIENCE, Captures
 from ofp_vla.hosts.recording.whereabouts import Whereabouts
-from tests.support.recording import install
+from tests.support.recording import Fake, install
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_the_second_call_of_a_shape_is_recorded_and_later_ones_repeated(fake, ca
     for number, value in enumerate((1.0, 2.0, 3.0, 4.0)):
         out = ask(captures, layer, rows(value=float(value)))
         assert torch.equal(out, layer(rows(value=float(value))))
-        assert (fake.recorded, fake.repeated) == (min(number, 1), number)
+        assert (fake.recorded, captures.repeated) == (min(number, 1), number)
 
 
 def test_another_shape_type_key_or_autocast_is_another_recording(fake, captures, layer):
@@ -166,6 +167,69 @@ def test_a_recording_that_fails_leaves_its_shape_as_it_is_and_says_so_once(fake,
     assert fake.recorded == 1
 
 
+def _wrong_from(repetition, factor):
+    """Makes a fake's recordings give other numbers from some repetition on."""
+    record = Fake.record
+
+    def recorded(self, work):
+        repeat, out = record(self, work)
+        times = []
+
+        def wrong():
+            repeat()
+            times.append(1)
+            if len(times) >= repetition:
+                out.mul_(factor)
+
+        return wrong, out
+
+    return recorded
+
+
+@pytest.mark.parametrize("repetition", [1, 2, 4])
+def test_a_recording_that_gives_other_numbers_is_refused_with_the_number(
+    fake, captures, layer, caplog, monkeypatch, repetition
+):
+    """At its making, by either input, or at its first repetition after that."""
+    monkeypatch.setattr(Fake, "record", _wrong_from(repetition, 1.01))
+    for value in range(6):
+        assert torch.equal(ask(captures, layer, rows(value=float(value))), layer(rows(value=float(value))))
+    assert captures.kept == []
+    assert caplog.text.count("a repetition is 0.01 of the largest number apart") == 1
+    assert "at most 0.001" in caplog.text
+
+
+def test_a_recording_that_holds_an_input_fast_is_refused(fake, captures, layer, caplog, monkeypatch):
+    """As of a buffer that nobody copies into: right for the first input only."""
+    kept = layer(rows())
+    monkeypatch.setattr(Fake, "record", lambda self, work: (lambda: None, kept))
+    for value in (1.0, 1.0, 2.0):
+        assert torch.equal(ask(captures, layer, rows(value=value)), layer(rows(value=value)))
+    assert "of the largest number apart" in caplog.text
+
+
+def test_rounding_of_another_kernel_is_no_reason_and_16_bits_may_round_more(fake, monkeypatch, caplog):
+    for dtype, factor, holds in (
+        (torch.float32, 1 + 1e-5, True),
+        (torch.float32, 1.01, False),
+        (torch.bfloat16, 1.01, True),
+        (torch.bfloat16, 1.1, False),
+    ):
+        layer = nn.Linear(3, 3).to(dtype)
+        captures = Captures(lambda layer=layer: Whereabouts(layer))
+        with monkeypatch.context() as patch:
+            patch.setattr(Fake, "record", _wrong_from(1, factor))
+            for _ in range(3):
+                ask(captures, layer, rows().to(dtype))
+        assert (captures.kept == ["work"]) is holds
+
+
+def test_what_is_not_a_number_in_both_is_the_same(fake, captures, layer):
+    for _ in range(4):
+        assert ask(captures, layer, rows(value=float("nan"))).isnan().all()
+    assert captures.kept == ["work"]
+
+
 def test_without_memory_the_cache_shrinks_to_the_newest_and_tries_once_more(fake, captures, layer):
     for key in range(4):
         for _ in range(2):
@@ -255,11 +319,10 @@ def test_what_is_counted_is_counted_in_repetitions_too(fake, layer):
         passes["expert"] += 1
         return layer(x)
 
-    for number in range(1, 5):
+    # The fake runs Python where a graph does not, once in each of three repetitions.
+    for counted in (1, 3, 5, 7):
         ask(captures, layer, rows(), function=counting)
-        # The fake runs Python where a graph does not.
-        fake_runs = fake.repeated
-        assert passes["expert"] == number + fake_runs
+        assert passes["expert"] == counted
 
 
 def test_a_copy_records_by_itself(fake, captures, layer):

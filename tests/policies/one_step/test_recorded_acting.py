@@ -154,6 +154,21 @@ def test_roles_are_recorded_apart_and_averages_are_seen_as_they_move(fake, host)
     assert fake.recorded == 3
 
 
+def test_copies_of_weights_that_change_end_their_recordings_every_time(fake):
+    policy, batch, way = tiny_policy(), tiny_batch(2), WAYS["one step"]
+    train_head(policy)
+    weight = policy.model.action_out_proj.weight
+    for change in range(3):
+        with torch.no_grad():
+            weight.mul_(1.5)
+        found = [policy.draw(batch, noise=noise(2, way), sampling=way).chunk for _ in range(4)]
+        policy.host.levers = Levers(graphs=False, buckets=False)
+        expected = policy.draw(batch, noise=noise(2, way), sampling=way).chunk
+        policy.host.levers = Levers()
+        assert all((chunk - expected).abs().max() <= 1e-4 * expected.abs().max() for chunk in found)
+        assert policy.host.captures.made == change + 1
+
+
 def test_a_policy_that_is_sent_elsewhere_gives_its_memory_back_at_once(fake, policy):
     calls(lambda: policy.draw(tiny_batch(1)))
     assert policy.host.captures.kept
