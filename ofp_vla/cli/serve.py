@@ -150,7 +150,7 @@ def serve(
         live=policy.clipping,
         on_fault=stop.set,
     )
-    warmed_up = warm_up(policy, task or "wait")
+    warmed_up = warm_up(policy, task or "wait", 1 if batch_invariant else max_batch)
     policy.serving_begins()
     _stop_on_signal(stop)
     with server:

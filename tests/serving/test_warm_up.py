@@ -24,7 +24,13 @@ def test_one_chunk_is_made_where_nothing_is_recorded(checkpoint):
 def test_the_first_requests_of_an_episode_repeat_what_was_recorded(checkpoint, monkeypatch):
     fake = install(monkeypatch)
     policy = LocalPolicy(load_policy(checkpoint), "policy", warm=True)
-    said = warm_up(policy, "lift the red bar with both arms")
+    sizes = []
+    infer = policy.infer
+    monkeypatch.setattr(policy, "infer", lambda requests: sizes.append(len(requests)) or infer(requests))
+    said = warm_up(policy, "lift the red bar with both arms", max_batch=8)
+    # What is compiled is compiled for one row, for another number, and then for all.
+    assert [sizes.count(size) > 0 for size in (1, 2, 3, 4)] == [True, True, True, False]
+    assert policy._sessions == {}
     assert f"{fake.recorded} recordings for repetition" in said
     assert fake.recorded >= 2  # cold and warm
     images = {camera: np.full((48, 64, 3), 90, np.uint8) for camera in policy.cameras}
