@@ -14,7 +14,7 @@ from ofp_vla.policies.one_step import drawing
 from ofp_vla.policies.one_step.agreement import agreement
 from ofp_vla.policies.sampling import Sampling
 from tests.support.recording import install
-from tests.support.tiny import ACTIONS, HORIZON, WIDTH, tiny_batch, tiny_policy, train_head
+from tests.support.tiny import ACTIONS, HORIZON, HOSTS, WIDTH, tiny_batch, tiny_policy, train_head
 
 WAYS = {
     "one step": Sampling("interval", 1, False),
@@ -30,17 +30,24 @@ def fake(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(host):
-    policy = tiny_policy(host=host)
-    train_head(policy)
-    return policy
+def policies():
+    """One of each host, with a trained head."""
+    made = {host: tiny_policy(host=host) for host in HOSTS}
+    for policy in made.values():
+        train_head(policy)
+    return made
 
 
 @pytest.fixture
-def policy(trained):
-    trained._host = None
-    trained.reset()
-    return trained
+def policy(policies, request):
+    """π0.5, or another host where a test says so, that has recorded nothing."""
+    policy = policies[getattr(request, "param", "pi05")]
+    policy._host = None
+    policy.reset()
+    return policy
+
+
+every_host = pytest.mark.parametrize("policy", HOSTS, indirect=True)
 
 
 def noise(rows, way, seed=0):
@@ -48,7 +55,11 @@ def noise(rows, way, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("way", "rows"), [("one step", 1), *((way, 3) for way in WAYS)])
+@pytest.mark.parametrize(
+    ("policy", "way", "rows"),
+    [*(("pi05", way, 3) for way in WAYS), *((host, way, 1) for host in HOSTS for way in list(WAYS)[:3:2])],
+    indirect=["policy"],
+)
 def test_chunks_are_the_same_bits_as_unrecorded(fake, policy, way, rows):
     way = WAYS[way]
     levers = Levers(buckets=False)  # those change rounding
@@ -74,6 +85,7 @@ def calls(ask, times=3):
         ask()
 
 
+@every_host
 def test_every_way_to_act_is_recorded_and_waits_no_more_than_before(fake, policy):
     batch = tiny_batch(1)
     for ask in (policy.predict_action_chunk, policy.generate, policy.select_action):
@@ -101,8 +113,8 @@ def test_doubt_is_not_recorded_as_a_whole_and_that_is_said_once(fake, policy, ca
     assert set(policy.host.captures.kept) == {"the prefix"}
 
 
-def test_guard_counts_and_refuses_as_without_recordings(fake, host):
-    policy = tiny_policy(host=host, action_low=[-0.1] * ACTIONS, action_high=[0.1] * ACTIONS)
+def test_guard_counts_and_refuses_as_without_recordings(fake):
+    policy = tiny_policy(action_low=[-0.1] * ACTIONS, action_high=[0.1] * ACTIONS)
     train_head(policy)
     batch, way = tiny_batch(2), WAYS["one step"]
     counts = []
@@ -121,8 +133,8 @@ def test_guard_counts_and_refuses_as_without_recordings(fake, host):
     assert policy.draw(batch, noise=noise(2, way), sampling=way).chunk.abs().max() > 0.2
 
 
-def test_roles_are_recorded_apart_and_averages_are_seen_as_they_move(fake, host):
-    policy = tiny_policy(host=host, total_steps=10)
+def test_roles_are_recorded_apart_and_averages_are_seen_as_they_move(fake):
+    policy = tiny_policy(total_steps=10)
     train_head(policy)
     policy.config.pretrained_path = "base"
     policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 4})
@@ -196,8 +208,8 @@ def test_the_first_real_chunk_is_compared_with_the_path_without_levers_once(
     assert "engine=off" not in caplog.text
 
 
-def test_chunks_that_are_not_those_without_levers_end_the_fast_path_with_the_number(fake, host, caplog):
-    policy = tiny_policy(host=host)
+def test_chunks_that_are_not_those_without_levers_end_the_fast_path_with_the_number(fake, caplog):
+    policy = tiny_policy()
     train_head(policy)
     batch, way = tiny_batch(2), WAYS["one step"]
     policy.host.levers = Levers.of("off")
