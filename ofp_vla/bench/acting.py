@@ -10,7 +10,7 @@ import torch
 
 from ofp_vla.bench.groups import Group, Stand, Unavailable
 from ofp_vla.bench.subjects import Subject, batch_of
-from ofp_vla.bench.timing import Arm
+from ofp_vla.bench.timing import Arm, Clock
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.policies.checkpoint import LoadedPolicy
 from ofp_vla.policies.sampling import Sampling
@@ -21,7 +21,7 @@ COMPILED = "LeRobot compiled, ten steps"
 ONE, WARM, DRAWS = "one step", "one step, warm start", "one step, eight draws"
 TWO, TEN = "two steps", "ten steps"
 FP8_ENGINE = "+fp8"
-_OFF = ", engine=off"
+OFF, FLOAT8 = ", engine=off", ", fp8"
 
 WAYS = {
     ONE: Sampling("interval", 1, False),
@@ -32,18 +32,18 @@ WAYS = {
 }
 
 
-def acting(batch: int, on: Subject, off: Subject, fp8: Subject) -> Group:
-    """Our ways to act and LeRobot's sampler, eager."""
+def acting(batch: int, on: Subject, off: Subject, fp8: Subject, *, compared: bool = False) -> Group:
+    """Our ways to act and LeRobot's sampler, eager; `compared` with float32 too."""
     ours = {name: _ours(way, batch) for name, way in WAYS.items()}
-    without = {name + _OFF: _ours(WAYS[name], batch) for name in (ONE, TEN)}
+    without = {name + OFF: _ours(WAYS[name], batch) for name in (ONE, TEN)}
     lerobot = {LEROBOT: _stock(10, batch), LEROBOT_ONE: _stock(1, batch)}
-    float8 = {f"{name}, fp8": _ours(WAYS[name], batch, float8=True) for name in (ONE, TEN)}
+    float8 = {name + FLOAT8: _ours(WAYS[name], batch, float8=True) for name in (ONE, TEN)}
     return Group(
         PART,
         batch,
         [Stand(on, ours), Stand(off, {**lerobot, **without}), Stand(fp8, float8)],
         weight=3.0,
-        compare=partial(_cosines, batch, on, off, fp8),
+        compare=partial(_cosines, batch=batch, on=on, off=off, fp8=fp8) if compared else None,
     )
 
 
@@ -78,22 +78,32 @@ def _ours(way: Sampling, batch: int, *, float8: bool = False) -> Callable[[Loade
 
 
 @torch.no_grad()
-def _cosines(batch: int, on: Subject, off: Subject, fp8: Subject) -> dict[str, float]:
-    """Of whole chunks in one step and in ten, the least of the batch."""
+def _cosines(clock: Clock, batch: int, on: Subject, off: Subject, fp8: Subject) -> dict[str, float]:
+    """Of chunks in one step and in ten, the least of the batch. `off` becomes float32 and is dropped."""
     if not off.made:
         return {}
-    plain: LoadedPolicy = off.made[0]
-    seen = batch_of(plain.policy, batch)
-    config = plain.policy.config
+    reference: LoadedPolicy = off.made[0]
+    config = reference.policy.config
+    seen = batch_of(reference.policy, batch)
     noise = torch.randn(batch, config.chunk_size, config.max_action_dim).to(config.device)
-    found = {}
-    for way in (ONE, TEN):
-        reference = plain.policy.generate(seen, sampling=WAYS[way], noise=noise).double().flatten(1)
-        for name, subject in ((way, on), (f"{way}, fp8", fp8)):
-            for loaded in subject.made:
-                chunk = loaded.policy.generate(seen, sampling=WAYS[way], noise=noise).double().flatten(1)
-                found[name] = float(torch.cosine_similarity(chunk, reference).min())
-    return found
+
+    def drawn(loaded: LoadedPolicy, way: str) -> torch.Tensor:
+        return loaded.policy.generate(seen, sampling=WAYS[way], noise=noise).double().flatten(1)
+
+    subjects = {"": on, OFF: off, FLOAT8: fp8}
+    chunks = {
+        (way, suffix): drawn(subject.made[0], way)
+        for suffix, subject in subjects.items()
+        if subject.made
+        for way in (ONE, TEN)
+    }
+    reference.policy.float()
+    exact = {way: drawn(reference, way) for way in (ONE, TEN)}
+    off.drop(clock)
+    return {
+        way + suffix: float(torch.cosine_similarity(chunk, exact[way]).min())
+        for (way, suffix), chunk in chunks.items()
+    }
 
 
 def _stock(steps: int, batch: int) -> Callable[[LoadedPolicy], Arm]:

@@ -28,8 +28,7 @@ from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy
 from ofp_vla.policies.sampling import Sampling
 
 PREFIX, EXPERT, EXPERT_DRAWS = "prefix", "expert", "expert, eight draws"
-_OFF = ", engine=off"
-LAST = acting.TEN + _OFF  # of what is counted once
+LAST = acting.TEN + acting.OFF  # of what is counted once
 
 
 class Counter:
@@ -173,7 +172,7 @@ def phases(row: Row, counts: Mapping[str, Mapping[str, int]]) -> list[Phase]:
     ways |= {
         name: (way.steps, EXPERT_DRAWS if way.draws > 1 else EXPERT) for name, way in acting.WAYS.items()
     }
-    name = row.name.removesuffix(_OFF)
+    name = row.name.removesuffix(acting.OFF)
     if name not in ways:
         return []  # another type than the counted one
     steps, expert = ways[name]

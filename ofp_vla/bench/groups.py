@@ -45,7 +45,7 @@ class Group:
         late: whether all else comes before it: it takes long, and less depends on it.
         alone: whether nothing else may lie on the device meanwhile.
         derived: name of a row -> its milliseconds from the medians of the other rows, by name.
-        compare: cosines of the rows' chunks with those of the path without the engine, by name.
+        compare: cosines of the rows' chunks with those of the path without the engine in float32, by name.
     """
 
     part: str
@@ -56,7 +56,7 @@ class Group:
     late: bool = False
     alone: bool = False
     derived: Mapping[str, Callable[[Mapping[str, float]], float]] = field(default_factory=dict)
-    compare: Callable[[], Mapping[str, float]] | None = None
+    compare: Callable[[Clock], Mapping[str, float]] | None = None
 
     def keep(self, wanted: Callable[[str], bool]) -> Group:
         """The group with the wanted rows alone."""
@@ -95,7 +95,7 @@ def run_group(
     if group.compare is not None and any(finished(row) for row in found.values()):
         try:
             with time_limit(budget.left):
-                for name, cosine in group.compare().items():
+                for name, cosine in group.compare(clock).items():
                     if name in found:
                         found[name].cosine = cosine
         except Exception as error:

@@ -43,7 +43,7 @@ class Row:
         p50_ms: median of a call; likewise 95 and 99 %.
         per_second: chunks or samples a second at the median.
         peak_gb: memory at its peak, its own weights included; None where it is not known.
-        cosine: of its chunk with that of the path without the engine, from the same weights and noise.
+        cosine: of its chunk with that of the path without the engine in float32, from the same noise.
         floor_ms: what the machine's measured ceilings allow at best, see `ofp_vla.bench.floors`.
     """
 

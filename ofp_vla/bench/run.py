@@ -52,7 +52,7 @@ def plan(settings: BenchSettings) -> list[Group]:
 
     fp8 = Subject(exact)
     wanted = set(settings.parts)
-    groups = [acting.acting(first, on, off, fp8)]
+    groups = [acting.acting(first, on, off, fp8, compared=True)]
     groups += training.main_steps(settings)
     groups += [stages.stages(on)]
     groups += [acting.acting(batch, on, off, fp8) for batch in others]
