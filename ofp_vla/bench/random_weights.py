@@ -22,6 +22,7 @@ from ofp_vla.policies.pi05_ofp.modeling_pi05_ofp import PI05OFPPolicy
 SHAPES = {"tiny": (64, 2, 16, 14), "small": (224, 3, 50, 32), "full": (224, 3, 50, 32)}
 ROBOT = 14  # joints of two arms with grippers: state and action
 _FILLING = ("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_")
+TOTAL_STEPS = 10_000  # of the run whose first steps are timed
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
@@ -40,6 +41,7 @@ def random_config(size: str, dtype: str, device: str, **changes: Any) -> PI05OFP
         "max_action_dim": width,
         "max_state_dim": width,
         "push_to_hub": False,
+        "total_steps": TOTAL_STEPS,
         "input_features": {
             **{f"{OBS_IMAGES}.{name}": picture for name in CAMERAS[:cameras]},
             OBS_STATE: PolicyFeature(FeatureType.STATE, (ROBOT,)),

@@ -13,7 +13,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from ofp_vla.bench.random_weights import random_config, random_loaded
+from ofp_vla.bench.random_weights import TOTAL_STEPS, random_config, random_loaded
 from ofp_vla.bench.settings import BenchSettings
 from ofp_vla.bench.timing import Clock
 from ofp_vla.policies.checkpoint import LoadedPolicy, load_policy
@@ -23,7 +23,6 @@ PROMPT = 90  # tokens of RoboTwin's prompt with its state
 SIDES = (480, 640)  # height and width of a camera's picture
 INSTRUCTION = "lift the red bar with both arms and put it down on the other side of the table"
 RANK = 16
-TOTAL_STEPS = 10_000  # of the run whose first steps are timed
 
 
 @dataclass
