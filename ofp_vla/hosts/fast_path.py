@@ -200,6 +200,7 @@ class FastPath:
         return self.host.repeats if self.in_training is None else self.in_training
 
     def _make_prefix(self, sources: Sources) -> PrefixPack:
+        self.host.fp8_tried.clear()
         return pack_prefix(self.host.model.paligemma_with_expert, sources, self.host.vision_type())
 
     def _make_expert(self, sources: Sources) -> ExpertPack:
@@ -225,8 +226,10 @@ class FastPath:
         # Padding stands at the end, so that real tokens have the positions that they have without it.
         rotary = pack.rotary.span(0, length)
         keys, values = [], []
-        layers = pack.layers[:-1] if host.levers.last_layer else pack.layers
-        run, delta = self.functions, self._nothing(hidden)
+        layers = pack.eighths if self.in_fp8 else pack.layers
+        layers = layers[:-1] if host.levers.last_layer else layers
+        run = self._functions(hidden)
+        delta = _nothing(hidden, run)
         kind = self._kind(hidden, "sdpa")
         for norm, layer, mlp_norm in layers:
             hidden, delta, key, value = run.prefix(hidden, delta, rotary, sees, norm, layer, mlp_norm, kind)
@@ -250,11 +253,10 @@ class FastPath:
         else:
             hidden = pack.patches(pixels).flatten(2).transpose(1, 2).contiguous()
         hidden = hidden + pack.places
-        delta = self._nothing(hidden)
+        run = self._functions(hidden)
+        delta = _nothing(hidden, run)
         for layer in pack.vision:
-            hidden, delta = self.functions.vision(
-                hidden, delta, layer, pack.vision_heads, pack.vision_attention
-            )
+            hidden, delta = run.vision(hidden, delta, layer, pack.vision_heads, pack.vision_attention)
         weight, bias = pack.vision_norm
         hidden = torch.nn.functional.layer_norm(added(hidden, delta), weight.shape, weight, bias, EPSILON)
         return multiply(hidden, pack.projection).to(pack.dtype)
@@ -272,11 +274,12 @@ class FastPath:
             rotary = pack.rotary.at(first + torch.arange(tokens, device=z.device), known + tokens)
         mask = self._mask(pack, prefix, null, queries, tokens, with_state=tokens > horizon)
         norms = pack.norms or times.norms
-        delta, gate = self._nothing(hidden), norms[1].gate
+        run = self._functions(hidden)
+        delta, gate = _nothing(hidden, run), norms[1].gate
         kind = self._kind(hidden, "grouped" if queries == 1 else "sdpa")
         multiple = _MULTIPLE if kind == "grouped" and hidden.is_cuda else 1
         for number, layer in enumerate(pack.layers):
-            hidden, delta = self.functions.expert(
+            hidden, delta = run.expert(
                 hidden,
                 delta,
                 gate,
@@ -296,22 +299,20 @@ class FastPath:
             velocity = multiply(last.float(), pack.products["action_out_proj"]).float()
         return velocity.view(batch, queries, horizon, -1)
 
+    @property
+    def in_fp8(self) -> bool:
+        """Whether the prefix multiplies in float8 now; what is trained on it is made without."""
+        return bool(self.host.levers.fp8) and not self.host.model.training
+
     def _kind(self, hidden: Tensor, fastest: str) -> str:
         """How to attend: what is fastest on a GPU, unless the configuration says otherwise."""
         kind: str = self.host.attention
         return kind if kind != "auto" or not hidden.is_cuda else fastest
 
-    def _nothing(self, hidden: Tensor) -> Tensor | None:
-        """What no layer has added yet; for compiled functions zeros, so that the first layer is as others."""
-        return torch.zeros_like(hidden) if self.functions is not PLAIN else None
-
-    @property
-    def functions(self) -> Functions:
-        """The layer functions, compiled where that is switched on."""
-        kind = next(self.host.model.parameters()).device.type
-        if self.host.levers.compile and kind in COMPILED_ON:
-            return compiled(COMPILED_ON[kind])
-        return PLAIN
+    def _functions(self, hidden: Tensor) -> Functions:
+        """The layer functions, compiled where that is switched on and pays."""
+        kind = hidden.device.type
+        return compiled(COMPILED_ON[kind]) if self.host.levers.compile and kind in COMPILED_ON else PLAIN
 
     def _mask(
         self,
@@ -345,3 +346,8 @@ class FastPath:
         if free and has_numbers():
             pack.masks[known, tokens] = mask
         return mask
+
+
+def _nothing(hidden: Tensor, run: Functions) -> Tensor | None:
+    """What no layer has added yet; for compiled functions zeros, so that the first layer is as others."""
+    return None if run is PLAIN else torch.zeros_like(hidden)

@@ -30,6 +30,8 @@ from ofp_vla.hosts.roles import STUDENT, Roles
 
 # Grids of times whose numbers stay on the device.
 _KEPT_GRIDS = 64
+# Columns of padded prompts, or a multiple, where work is recorded.
+_BUCKET = 32
 # Height and width; older configurations give one number for both.
 _SQUARES = ("image_resolution", "resize_imgs_with_padding")
 
@@ -59,7 +61,9 @@ class FlowHost(Repeating, ABC):
         title: name of the published model, for model cards; if None, the policy type.
         licence: licence of its published weights, as the Hub names it; if None, "other".
         terms: what that licence has every copy say, after the title; it then stays whatever a user says.
+        has_fp8: whether the prefix can multiply in float8.
         passes: how often each part ran, by name ("prefix", "expert").
+        fp8_tried: chunks in float8 that were compared with those without, by weight role.
     """
 
     lora_targets: ClassVar[str]
@@ -75,6 +79,7 @@ class FlowHost(Repeating, ABC):
     title: ClassVar[str | None] = None
     licence: ClassVar[str | None] = None
     terms: ClassVar[str] = ""
+    has_fp8: ClassVar[bool] = False
 
     def __init__(
         self, model: Any, roles: Roles, attention: str = "auto", levers: Levers | None = None
@@ -87,6 +92,7 @@ class FlowHost(Repeating, ABC):
         levers = levers or Levers()
         self.levers = replace(levers, unmasked=levers.unmasked and attention != "eager")
         self.passes: Counter[str] = Counter()
+        self.fp8_tried: Counter[str] = Counter()
         self._times: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._begin_repeating()
         self.regions = Regions()
@@ -154,6 +160,10 @@ class FlowHost(Repeating, ABC):
         Hashable, and equal exactly as long as passes read the same copies. None where there are none.
         """
         return None
+
+    def refuse_levers(self) -> None:
+        """Raises DeviceError if a lever that was asked for needs another device than the model's."""
+        return
 
     def packs_are_true(self) -> bool:
         """Whether all packs are, as far as that is seen without asking the device."""
@@ -256,7 +266,7 @@ class FlowHost(Repeating, ABC):
     def encode(self, observation: Observation) -> Prefix:
         """Keys and values of the prefix; without autograd graph if the VLM is frozen."""
         self.passes["prefix"] += 1
-        with torch.no_grad() if self.prefix_is_frozen else nullcontext():
+        with torch.no_grad() if torch.is_grad_enabled() and self.prefix_is_frozen else nullcontext():
             return self._encode(observation)
 
     def _trimmed(self, observation: Observation) -> tuple[Tensor, Tensor, bool]:
@@ -267,7 +277,11 @@ class FlowHost(Repeating, ABC):
         tokens, mask = observation.tokens, observation.token_mask
         extent = observation.extent or PromptExtent.of(PromptExtent.measure(mask).tolist())
         if self.levers.trim:
-            tokens, mask = tokens[:, : max(extent.longest, 1)], mask[:, : max(extent.longest, 1)]
+            columns = max(extent.longest, 1)
+            if self.levers.buckets and extent.shortest < columns and self.repeats:
+                # Few shapes where each is recorded; rows of other lengths have a mask anyway.
+                columns = -(-columns // _BUCKET) * _BUCKET
+            tokens, mask = tokens[:, :columns], mask[:, :columns]
         return tokens, mask, extent.shortest == mask.shape[1]
 
     def _pictures(self, embed: Callable[[Tensor], Tensor], images: tuple[Tensor, ...]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from ofp_vla.hosts.fp8 import quantised
 from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
 from ofp_vla.hosts.fused_layers import EPSILON, DecoderLayer, Norm, Product, VisionLayer
 from ofp_vla.hosts.recording.cuda import has_numbers
@@ -64,6 +66,21 @@ class PrefixPack:
     def dtype(self) -> torch.dtype:
         """Type of the tokens."""
         return self.last[1].weight.dtype
+
+    @cached_property
+    def eighths(self) -> list[tuple[Norm, DecoderLayer, Norm]]:
+        """The layers with all weights in float8, copies of the policy's own too; gate and up are joined."""
+        return [(norm, _in_fp8(layer), mlp_norm) for norm, layer, mlp_norm in self.layers]
+
+
+def _in_fp8(layer: DecoderLayer) -> DecoderLayer:
+    def product(*parts: Product) -> Product:
+        weight, scale = quantised(torch.cat([part.weight for part in parts]))
+        _require(all(part.bias is None for part in parts), "a bias in the language model")
+        return Product(weight, None, scale)
+
+    both = (layer.gate,) if layer.up is None else (layer.gate, layer.up)
+    return DecoderLayer(product(layer.qkv), product(layer.out), product(*both), None, product(layer.down))
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ from transformers.models.gemma import modeling_gemma
 
 from ofp_vla.hosts.attention import attend, heads
 from ofp_vla.hosts.fast_path import FastPath, Pack, Times
+from ofp_vla.hosts.fp8 import refuse_missing
 from ofp_vla.hosts.host import FlowHost, Observation, Prefix
 from ofp_vla.hosts.modulation import Modulation, normed
 from ofp_vla.hosts.packed import ExpertPack
@@ -35,6 +36,7 @@ class PaliGemmaHost(FlowHost):
     """What π0 and π0.5 share: SigLIP and Gemma make the prefix, a second Gemma reads it layer by layer."""
 
     licence = "gemma"
+    has_fp8 = True
     terms = (
         "whose PaliGemma and Gemma parts are provided under and subject to the [Gemma Terms of Use]"
         "(https://ai.google.dev/gemma/terms); these terms, with their prohibited uses, pass on to whoever "
@@ -150,6 +152,11 @@ class PaliGemmaHost(FlowHost):
         with self.roles.use(role):
             return self.fast.pack()
 
+    def refuse_levers(self) -> None:
+        """See `FlowHost.refuse_levers`."""
+        if self.levers.fp8:
+            refuse_missing(next(self.model.parameters()).device)
+
     def packs_are_true(self) -> bool:
         """See `FlowHost.packs_are_true`."""
         return self.fast.fresh()
@@ -195,6 +202,7 @@ class PaliGemmaHost(FlowHost):
     def _encode(self, observation: Observation) -> Prefix:
         pack = self.fast.prefix_pack()
         if pack is not None:
+            self.refuse_levers()
             return self.fast.encode(pack, observation)
         vlm = self.model.paligemma_with_expert
         tokens, token_mask, full = self._trimmed(observation)

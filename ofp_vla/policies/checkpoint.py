@@ -47,7 +47,7 @@ def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overri
     Raises:
         CheckpointError: the checkpoint, its base or its processors are missing, damaged or do not match.
         ValueError: an override is not a field of the configuration or has a bad value.
-        DeviceError: `device` was given, and PyTorch does not find it.
+        DeviceError: `device` was given, and PyTorch does not find it; or `engine` asks for what it cannot do.
     """
     if overrides.get("device") is not None:
         refuse_missing(str(overrides["device"]))
@@ -70,6 +70,7 @@ def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overri
     _keep_own_names(preprocess, config)
     policy = policy_class.from_pretrained(source, config=config, revision=revision)
     policy.eval()
+    policy.host.refuse_levers()
     return LoadedPolicy(policy, preprocess, postprocess, source)
 
 

@@ -18,6 +18,7 @@ from ofp_vla.checkpoints.files import CheckpointFiles
 from ofp_vla.core.choosing import RULES
 from ofp_vla.core.ema import EmaDecay
 from ofp_vla.core.objectives import OBJECTIVES, Objective
+from ofp_vla.hosts import host_of
 from ofp_vla.hosts.attention import ATTENTION
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.roles import EMA, STUDENT
@@ -207,9 +208,16 @@ class OneStepConfig(_Blocks, HostConfig):
         if not 0 <= self.warm_start_time < 1:
             raise ValueError(f"policy.warm_start_time: must be in [0, 1), got {self.warm_start_time}")
         try:
-            Levers.of(self.engine)
+            levers = Levers.of(self.engine)
         except ValueError as error:
             raise ValueError(f"policy.engine: {error}") from error
+        if levers.fp8 and not host_of(self.type).has_fp8:
+            raise ValueError(f"policy.engine={self.engine!r}: a {self.type} policy has no path in float8")
+        if levers.fp8 and getattr(self, "dtype", None) != "bfloat16":
+            raise ValueError(
+                f"policy.engine={self.engine!r}: float8 stands in for bfloat16, and policy.dtype is "
+                f"{getattr(self, 'dtype', None)!r}; set --policy.dtype=bfloat16, or leave +fp8 out"
+            )
         self._check_warm_start()
         if self.inference_role == EMA and EMA not in self.make_objective().roles:
             raise ValueError(

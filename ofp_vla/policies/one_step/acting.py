@@ -29,6 +29,9 @@ from ofp_vla.policies.sampling import Sampling, trains_one_jump
 
 logger = logging.getLogger(__name__)
 
+# First chunks of a role's weights, of real observations, that are compared with bfloat16's.
+FP8_TRIES = 2
+
 
 class Acting(HostPolicy):
     """`select_action`, `predict_action_chunk` and the stateless `generate` of a one-step policy."""
@@ -228,7 +231,10 @@ class Acting(HostPolicy):
     def _drawn(
         self, drawing: Drawing, observation: Observation, start: Start, *, real: bool
     ) -> tuple[Drawn, Looked]:
-        """Chunks within the limits; the first `real` ones are compared with the path without levers."""
+        """Chunks within the limits; the first `real` ones are compared with the path without levers.
+
+        And before that, if asked for, those in float8 with those without.
+        """
         limits = self.guard.limits
 
         def within(chunk: Tensor, limits: object = limits) -> tuple[Tensor, Looked]:
@@ -241,6 +247,20 @@ class Acting(HostPolicy):
 
         repeated = self.host.captures.repeated
         drawn = draw()
+        if real and self.host.levers.fp8 and self.host.fp8_tried[drawing.role] < FP8_TRIES:
+            self.host.fp8_tried[drawing.role] += 1
+            exact = replace(self.host.levers, fp8=False)
+            found = drawing.agreement(observation, start, drawn[0], within, exact)
+            if found is not None and not found.holds:
+                logger.warning(
+                    "no fp8 from here on: a chunk (%s, weights of %r) is not that in bfloat16: %s",
+                    drawing.way,
+                    drawing.role,
+                    found.said,
+                )
+                self.host.levers = exact
+                self.host.forget_packs()  # and the memory of those in float8
+                drawn = draw()
         if not real or not self.host.repeats:
             return drawn
         compared = (drawing.role, drawing.way, self.host.captures.repeated > repeated)

@@ -139,26 +139,28 @@ class Drawing:
         start: Start,
         drawn: Drawn,
         then: Callable[[Tensor], tuple[Tensor, object]],
+        levers: Levers | None = None,
     ) -> Agreement | None:
-        """How near chunks are to those of the path without levers; None if no row can be compared.
+        """How near chunks are to those by other levers; None if no row can be compared.
 
         Args:
             observation: of which `drawn` are the chunks.
             start: as they were drawn.
             drawn: rows that were in doubt or are not finite are left out.
             then: as for the chunks.
+            levers: the others; none of them if None.
         """
         host, kept = self.host, drawn.chunk.isfinite().flatten(1).all(dim=1)
         if drawn.doubted is not None:
             kept &= ~drawn.doubted
-        levers, host.levers = host.levers, Levers.of("off")
+        own, host.levers = host.levers, levers or Levers.of("off")
         try:
             plain = self._all(host.bind(observation, self.role), start, self.way.steps)
         except torch.OutOfMemoryError:
-            logger.warning("no memory is left to compare a chunk with the path without levers")
+            logger.warning("no memory is left to compare a chunk with the path by other levers")
             return None
         finally:
-            host.levers = levers
+            host.levers = own
         chunk, plain = (x[kept, ..., : self.actions] for x in (drawn.chunk, then(plain)[0]))
         return agreement(chunk, plain, reduced=host.reduced) if len(chunk) else None
 
