@@ -258,7 +258,7 @@ class FastPath:
         for layer in pack.vision:
             hidden, delta = run.vision(hidden, delta, layer, pack.vision_heads, pack.vision_attention)
         weight, bias = pack.vision_norm
-        hidden = torch.nn.functional.layer_norm(added(hidden, delta), weight.shape, weight, bias, EPSILON)
+        hidden = torch.layer_norm(added(hidden, delta), weight.shape, weight, bias, EPSILON)
         return multiply(hidden, pack.projection).to(pack.dtype)
 
     def expert(self, prefix: Prefix, z: Tensor, times: Times, null: Tensor | None) -> Tensor:

@@ -10,7 +10,9 @@ copied weight once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from operator import attrgetter, getitem, is_
+from copy import deepcopy
+from itertools import repeat
+from operator import attrgetter, contains, getitem, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -136,8 +138,10 @@ class Watch:
         self._holders = [source.holder for source in every]
         self._names = [source.name for source in every]
         self._copied = self._tensors[: len(copied)]
-        self._modules = list(sources.modules.values())
-        self._routed = [m for m in self._modules if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
+        modules = sources.modules.values()
+        self._known = [module.__dict__ for module in modules]
+        self._hooks = [hooks for known in self._known for hooks in _hooks(known)]
+        self._routed = [m.__dict__ for m in modules if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
         # Kept from being given to another tensor: an address alone would not tell.
         self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in self._tensors]
         self._cells = [storage.cdata for storage in self._storages]
@@ -147,7 +151,7 @@ class Watch:
             raise NotPacked("the weights were made in inference mode, which counts no changes") from error
         self._addresses = list(map(_address, self._tensors))
         self._shapes = [tensor.shape for tensor in self._tensors]
-        self._routes = _routes(self._routed)
+        self._routes = deepcopy(_routes(self._routed))
         self._sums = _sums(self._copied)
 
     def stale(self) -> bool:
@@ -159,7 +163,8 @@ class Watch:
                 or list(map(_version, self._copied)) != self._versions
                 or any(map(_expired, self._cells))
                 or _routes(self._routed) != self._routes
-                or any(map(_intercepted, self._modules))
+                or any(self._hooks)
+                or any(map(contains, self._known, repeat("forward")))
             )
         except KeyError:  # a parameter or a role is gone
             return True
@@ -177,7 +182,11 @@ class Watch:
 
 def _intercepted(module: nn.Module) -> bool:
     known = module.__dict__
-    return bool(known["_forward_hooks"] or known["_forward_pre_hooks"] or "forward" in known)
+    return any(_hooks(known)) or "forward" in known
+
+
+def _hooks(known: Mapping[str, Any]) -> tuple[Any, Any]:
+    return known["_forward_hooks"], known["_forward_pre_hooks"]
 
 
 def _passed(module: Any) -> Iterator[nn.Module]:
@@ -201,16 +210,10 @@ def _passed(module: Any) -> Iterator[nn.Module]:
             yield from _passed(child)
 
 
-def _routes(modules: Iterable[Any]) -> list[Any]:
-    """Which adapters of each module are active and how strong; a merged adapter is in the base's weights."""
-    found: list[Any] = []
-    for module in modules:
-        known, active = module.__dict__, module._active_adapter
-        found.append(module._disable_adapters)
-        found.append(list(active) if isinstance(active, list) else active)
-        found.append(dict(known["scaling"]) if "scaling" in known else None)
-        found.append(list(known["merged_adapters"]) if "merged_adapters" in known else None)
-    return found
+def _routes(routed: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    """By module: which adapters are active, how strong, and which are merged into the base's weights."""
+    names = ("_active_adapter", "_disable_adapters", "scaling", "merged_adapters")
+    return [[known.get(name) for known in routed] for name in names]
 
 
 def _sums(tensors: Iterable[Tensor]) -> Tensor:

@@ -21,6 +21,9 @@ from ofp_vla.hosts.fp8 import multiply_fp8
 EPSILON = 1e-6
 
 
+Rotary = tuple[Tensor, Tensor]
+
+
 class Product(NamedTuple):
     """A linear map: weight (N, K), bias (N,); with a scale (N, 1), the weight is float8."""
 
@@ -76,19 +79,19 @@ def vision_layer(
     """One layer of SigLIP, all (rows, S, W); see `prefix_layer` for `delta`."""
     hidden = added(hidden, delta)
     rows, length, width = hidden.shape
-    tokens = functional.layer_norm(hidden, (width,), layer.norm, layer.norm_bias, EPSILON)
+    tokens = torch.layer_norm(hidden, (width,), layer.norm, layer.norm_bias, EPSILON)
     qkv = multiply(tokens, layer.qkv).view(rows, length, 3, heads, width // heads)
     query, key, value = qkv.unbind(2)
     mixed = fast_attention(attention, query, key.transpose(1, 2), value.transpose(1, 2), None)
     hidden = hidden + multiply(mixed, layer.out)
-    tokens = functional.layer_norm(hidden, (width,), layer.mlp_norm, layer.mlp_norm_bias, EPSILON)
+    tokens = torch.layer_norm(hidden, (width,), layer.mlp_norm, layer.mlp_norm_bias, EPSILON)
     return hidden, multiply(functional.gelu(multiply(tokens, layer.rise), approximate="tanh"), layer.fall)
 
 
 def prefix_layer(
     hidden: Tensor,
     delta: Tensor | None,
-    rotary: Tensor,
+    rotary: Rotary,
     mask: Tensor | None,
     norm: Norm,
     layer: DecoderLayer,
@@ -117,7 +120,7 @@ def prefix_layer(
 
 
 def prefix_keys(
-    hidden: Tensor, delta: Tensor | None, rotary: Tensor, norm: Norm, product: Product
+    hidden: Tensor, delta: Tensor | None, rotary: Rotary, norm: Norm, product: Product
 ) -> tuple[Tensor, Tensor]:
     """Keys and values (B, 1, P, d) of a layer of which nothing else is read; `product` gives both."""
     joined = multiply(normed(added(hidden, delta), norm), product)
@@ -131,7 +134,7 @@ def expert_layer(
     gate: Tensor | None,
     prefix_key: Tensor,
     prefix_value: Tensor,
-    rotary: Tensor,
+    rotary: Rotary,
     mask: Tensor | None,
     norm: Norm,
     layer: DecoderLayer,
@@ -170,29 +173,32 @@ def normed(hidden: Tensor, norm: Norm) -> Tensor:
     """Root mean square norm in float32, in the type of `hidden`."""
     wide, width = hidden.float(), hidden.shape[-1:]
     if norm.shift is None:
-        out = functional.rms_norm(wide, width, norm.scale, EPSILON)
+        out = torch.rms_norm(wide, width, norm.scale, EPSILON)
     else:
-        out = torch.addcmul(norm.shift, functional.rms_norm(wide, width, None, EPSILON), norm.scale)
+        out = torch.addcmul(norm.shift, torch.rms_norm(wide, width, None, EPSILON), norm.scale)
     return out.to(hidden.dtype)
 
 
-def turned(x: Tensor, rotary: Tensor) -> Tensor:
+def turned(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotary embedding of heads (rows, S, heads, d).
 
     Args:
         x: queries or keys.
-        rotary: (2, S, 1, d), or (2, rows, S, 1, d) where each row has positions of its own: cosines, and
-            sines that are negative for the first half of a head.
+        rotary: cosines, and sines that are negative for the first half of a head, each (S, 1, d), or
+            (rows, S, 1, d) where each row has positions of its own.
     """
     cosine, sine = rotary
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
 
 
-def _projected(tokens: Tensor, rotary: Tensor, qkv: Product) -> tuple[Tensor, Tensor, Tensor]:
+def _projected(tokens: Tensor, rotary: Rotary, qkv: Product) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (rows, S, heads, d), keys and values (rows, 1, S, d): the two last heads of a projection."""
-    heads = multiply(tokens, qkv).unflatten(-1, (-1, rotary.shape[-1]))
-    both = turned(heads[:, :, :-1], rotary)
-    return both[:, :, :-1], both[:, :, -1:].transpose(1, 2), heads[:, :, -1:].transpose(1, 2)
+    joined = multiply(tokens, qkv)
+    heads = joined.view(*joined.shape[:2], -1, rotary[0].shape[-1])
+    count = heads.shape[2] - 2
+    both, value = heads.split([count + 1, 1], dim=2)
+    query, key = turned(both, rotary).split([count, 1], dim=2)
+    return query, key.transpose(1, 2), value.transpose(1, 2)
 
 
 def _alone(x: Tensor) -> Tensor:
@@ -203,7 +209,9 @@ def _alone(x: Tensor) -> Tensor:
 def _behind(prefix: Tensor, own: Tensor, padding: int) -> Tensor:
     """Keys or values (B, 1, P, d) of each observation before those of its rows, and zeros behind them."""
     batch = prefix.shape[0]
-    each = own.unflatten(0, (batch, -1))
+    if batch == own.shape[0] and not padding:
+        return torch.cat([prefix, own], dim=2)
+    each = own.view(batch, -1, *own.shape[1:])
     parts = [prefix[:, None].expand(-1, each.shape[1], -1, -1, -1), each]
     if padding:
         parts.append(own.new_zeros(1).expand(*each.shape[:3], padding, -1))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ofp_vla.hosts.fp8 import quantised
 from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
-from ofp_vla.hosts.fused_layers import EPSILON, DecoderLayer, Norm, Product, VisionLayer
+from ofp_vla.hosts.fused_layers import EPSILON, DecoderLayer, Norm, Product, Rotary, VisionLayer
 from ofp_vla.hosts.recording.cuda import has_numbers
 
 _GELU = "gelu_pytorch_tanh"
@@ -45,7 +45,7 @@ class PrefixPack:
         projection: to the width of the language model.
         layers: of Gemma, with the norm before attention and that before the MLP.
         last: the last layer's norm and its product for keys and values only.
-        rotary: see `Rotary`.
+        rotary: see `RotaryTable`.
         watch: whether all this is still true; set by who asks.
     """
 
@@ -59,7 +59,7 @@ class PrefixPack:
     projection: Product
     layers: list[tuple[Norm, DecoderLayer, Norm]]
     last: tuple[Norm, Product]
-    rotary: Rotary
+    rotary: RotaryTable
     watch: Watch | Unwatched = field(init=False)
 
     @property
@@ -92,7 +92,7 @@ class ExpertPack:
         norms: the norm before each layer's attention, that before its MLP, and so on, and the last; empty
             where the time decides them.
         products: linear maps outside the layers, by the name of their module.
-        rotary: see `Rotary`.
+        rotary: see `RotaryTable`.
         watch: whether all this is still true; set by who asks.
         times: what the expert makes of intervals (t, r), by their values.
         masks: those that depend on lengths alone, by them.
@@ -101,7 +101,7 @@ class ExpertPack:
     layers: list[DecoderLayer]
     norms: list[Norm]
     products: dict[str, Product]
-    rotary: Rotary
+    rotary: RotaryTable
     watch: Watch | Unwatched = field(init=False)
     times: dict[tuple[float, float], Any] = field(default_factory=dict)
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class ExpertPack:
         return [made[each] if each in made else self.times[each] for each in intervals]
 
 
-class Rotary:
+class RotaryTable:
     """Cosines and signed sines of positions, see `fused_layers.turned`; computed once for each length."""
 
     def __init__(self, embedding: Any, like: Tensor) -> None:
@@ -148,13 +148,15 @@ class Rotary:
                 self._tables[size] = table
         return table
 
-    def span(self, start: int, stop: int) -> Tensor:
-        """Rows for the positions from `start` up to `stop`, the same for all samples."""
-        return self.table(stop)[:, start:stop]
+    def span(self, start: int, stop: int) -> Rotary:
+        """Of the positions from `start` up to `stop`, the same for all samples."""
+        cosine, sine = self.table(stop)[:, start:stop]
+        return cosine, sine
 
-    def at(self, positions: Tensor, bound: int) -> Tensor:
-        """(2, rows, S, 1, d) for positions (rows, S) below `bound`."""
-        return self.table(bound)[:, positions]
+    def at(self, positions: Tensor, bound: int) -> Rotary:
+        """Of positions (rows, S) below `bound`."""
+        cosine, sine = self.table(bound)[:, positions]
+        return cosine, sine
 
 
 def pack_prefix(vlm: Any, sources: Sources, vision_type: torch.dtype | None = None) -> PrefixPack:
@@ -196,7 +198,7 @@ def pack_prefix(vlm: Any, sources: Sources, vision_type: torch.dtype | None = No
             for layer, weights in zip(decoder.layers, decoded, strict=True)
         ],
         (reader.norm(decoder.layers[-1].input_layernorm), reader.product([attn.k_proj, attn.v_proj])),
-        Rotary(reader.rotary(decoder), tokens),
+        RotaryTable(reader.rotary(decoder), tokens),
     )
 
 
@@ -229,7 +231,7 @@ def pack_expert(
     for module in timed:
         sources.read_all(module)
     around = {name: reader.product([module]) for name, module in products.items()}
-    return ExpertPack(layers, plain, around, Rotary(reader.rotary(decoder), layers[0].qkv.weight))
+    return ExpertPack(layers, plain, around, RotaryTable(reader.rotary(decoder), layers[0].qkv.weight))
 
 
 class _Reader:
