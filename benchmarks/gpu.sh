@@ -30,7 +30,7 @@ bench() {
     shift
     timeout --signal=INT --kill-after=20 "$((seconds + 45))" "$python" -m ofp_vla.cli.main bench \
         --random-init --size "${SIZE:-full}" --seconds "$seconds" --output "$output" "$@" 2>&1 |
-        tee -a "$output/bench.log" | grep -v '^{' || echo "bench $* ended early; what it measured is kept"
+        tee -a "$output/bench.log" | grep --line-buffered -v '^{' || echo "bench $* ended early; what it measured is kept"
 }
 
 bench "${SECONDS_MAIN:-210}"
