@@ -115,6 +115,7 @@ class AdapterRoles(Roles):
         super().__init__(policy)
         # Cached, because every pass of a role would otherwise walk through the whole policy twice.
         self._routed = _adapter_modules(policy)
+        self._found: dict[tuple[str, tuple[str, ...]], list[tuple[str, dict[str, Any], str]]] = {}
         self._base_teaches = False
 
     @property
@@ -213,6 +214,7 @@ class AdapterRoles(Roles):
         # The call above leaves its own dictionary behind; PeftModel saves what is in the shared one.
         shared[role] = config
         self.policy.peft_config = shared
+        self._found.clear()
         for module in self._routed:
             module._active_adapter = [DEFAULT_ADAPTER]
         for tensor in self.tensors(role).values():
@@ -224,14 +226,25 @@ class AdapterRoles(Roles):
 
     def tensors(self, role: str) -> dict[str, Tensor]:
         """Adapter weights and fully trained modules of `role`, by name without the adapter's."""
-        adapter = DEFAULT_ADAPTER if role == STUDENT else role
-        marker = f".{adapter}."
-        found: dict[str, Tensor] = {}
-        for name, tensor in self.policy.named_parameters():
-            is_adapter = ".lora_" in name or ".modules_to_save." in name
-            if is_adapter and (marker in name or name.endswith(marker[:-1])):
-                found[name.replace(marker, ".") if marker in name else name[: -len(marker) + 1]] = tensor
-        return found
+        places = self._places(role, tuple(self.policy.peft_config))
+        return {name: held[key] for name, held, key in places}
+
+    def _places(self, role: str, adapters: tuple[str, ...]) -> list[tuple[str, dict[str, Any], str]]:
+        """Name of each tensor of `role` and where it is; searching takes longer than moving an average."""
+        if (role, adapters) not in self._found:
+            marker = f".{DEFAULT_ADAPTER if role == STUDENT else role}."
+            found = []
+            for path, module in self.policy.named_modules():
+                for key, tensor in module._parameters.items():
+                    name = f"{path}.{key}"
+                    is_adapter = ".lora_" in name or ".modules_to_save." in name
+                    if tensor is not None and is_adapter and (marker in name or name.endswith(marker[:-1])):
+                        own = name.replace(marker, ".") if marker in name else name[: -len(marker) + 1]
+                        found.append((own, module._parameters, key))
+            self._found = {(role, adapters): found} | {
+                known: places for known, places in self._found.items() if known[1] == adapters
+            }
+        return self._found[role, adapters]
 
     @contextmanager
     def _switch(self, role: str) -> Iterator[None]:
