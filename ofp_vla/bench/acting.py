@@ -11,8 +11,9 @@ import torch
 from ofp_vla.bench.groups import Group, Stand, Unavailable
 from ofp_vla.bench.subjects import Subject, batch_of
 from ofp_vla.bench.timing import Arm, Clock
-from ofp_vla.hosts.engine import Levers
+from ofp_vla.errors import DeviceError
 from ofp_vla.policies.checkpoint import LoadedPolicy
+from ofp_vla.policies.one_step.policy import OneStepPolicy
 from ofp_vla.policies.sampling import Sampling
 
 PART = "acting"
@@ -20,7 +21,7 @@ LEROBOT, LEROBOT_ONE = "LeRobot, ten steps", "LeRobot, one step"
 COMPILED = "LeRobot compiled, ten steps"
 ONE, WARM, DRAWS = "one step", "one step, warm start", "one step, eight draws"
 TWO, TEN = "two steps", "ten steps"
-FP8_ENGINE = "+fp8"
+FLOAT8_ENGINE = "+fp8"
 OFF, FLOAT8 = ", engine=off", ", fp8"
 
 WAYS = {
@@ -52,29 +53,28 @@ def compiled(batch: int, off: Subject, mode: str) -> Group:
     return Group(PART, batch, [Stand(off, {COMPILED: _compiled(batch, mode)})], late=True)
 
 
-def need_engine(engine: str) -> None:
-    """Raises Unavailable if this version's engine has no such option."""
-    try:
-        Levers.of(engine)
-    except ValueError as error:
-        raise Unavailable(f"this version's engine has no option {engine!r}") from error
-
-
 def _ours(way: Sampling, batch: int, *, float8: bool = False) -> Callable[[LoadedPolicy], Arm]:
     def make(loaded: LoadedPolicy) -> Arm:
         policy = loaded.policy
         seen = batch_of(policy, batch)
         if float8:
-            # The option may be refused on the first real observation, or later when it is recorded.
-            for _ in range(2):
-                policy.draw(seen, sampling=way, watched=None)
-            pack = policy.host.pack()
-            if pack is None or all(tensor.dtype != torch.float8_e4m3fn for tensor in pack.tensors()):
-                raise Unavailable("the engine multiplies nothing in float8 here")
+            _admit_float8(policy, seen, way)
         before = policy.generate(seen, sampling=way) if way.warm else None
         return Arm(lambda: policy.generate(seen, sampling=way, warm=before), batch)
 
     return make
+
+
+def _admit_float8(policy: OneStepPolicy, seen: dict[str, torch.Tensor], way: Sampling) -> None:
+    """Raises Unavailable where the device has no float8, or where chunks in it are refused."""
+    try:
+        # As it is, and recorded: each is compared on a real observation before it is relied on.
+        for _ in range(2):
+            policy.draw(seen, sampling=way, watched=None)
+    except DeviceError as error:
+        raise Unavailable(str(error)) from error
+    if not policy.host.levers.fp8:
+        raise Unavailable("float8 was refused")
 
 
 @torch.no_grad()

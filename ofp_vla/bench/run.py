@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from ofp_vla.bench import acting, counts, floors, stages, training
-from ofp_vla.bench.groups import Group, derive, finished, run_group
+from ofp_vla.bench.groups import Group, Unavailable, derive, finished, run_group
 from ofp_vla.bench.rows import FILE, SKIPPED, Results, Row
 from ofp_vla.bench.settings import DTYPES, BenchSettings
 from ofp_vla.bench.subjects import Subject, loaded
 from ofp_vla.bench.timing import Budget, Clock, OutOfTime, one_line
 from ofp_vla.checkpoints.files import CheckpointFiles, known_config, resolve_checkpoint
+from ofp_vla.errors import DeviceError
 from ofp_vla.provenance import commit, machine, versions
 from robotwin_eval.host import driver
 
@@ -46,11 +47,13 @@ def plan(settings: BenchSettings) -> list[Group]:
     first, *others = settings.batches
     on, off = (Subject(partial(loaded, settings, engine)) for engine in ("on", "off"))
 
-    def exact() -> object:
-        acting.need_engine(acting.FP8_ENGINE)
-        return loaded(settings, acting.FP8_ENGINE)
+    def in_float8() -> object:
+        try:
+            return loaded(settings, acting.FLOAT8_ENGINE)
+        except (ValueError, DeviceError) as error:  # another type or card than it needs
+            raise Unavailable(str(error)) from error
 
-    fp8 = Subject(exact)
+    fp8 = Subject(in_float8)
     wanted = set(settings.parts)
     groups = [acting.acting(first, on, off, fp8, compared=True)]
     groups += training.main_steps(settings)

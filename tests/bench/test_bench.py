@@ -227,3 +227,13 @@ def test_the_script_for_a_bare_machine_asks_for_what_exists(tmp_path):
     command = typer.main.get_command(app).commands["bench"]
     for words in asked:
         command.make_context("bench", words[3:])
+
+
+def test_float8_without_its_card_or_type_is_no_failure(tmp_path):
+    for dtype, said in (("float32", "float8 stands in for bfloat16"), ("bfloat16", "needs a GPU")):
+        chosen = (*TINY[:3], "--dtype", dtype, "--device", "cpu", "--parts", "acting", "--only", "fp8")
+        done = bench(*chosen, "--batches", "1", "--seconds", "60", "--output", tmp_path / dtype)
+        assert done.exit_code == 0, done.output
+        rows = Results.read(tmp_path / dtype / FILE).rows
+        assert {row.status for row in rows} == {SKIPPED}
+        assert all(said in row.reason for row in rows)
