@@ -278,10 +278,11 @@ class FlowHost(Repeating, ABC):
         extent = observation.extent or PromptExtent.of(PromptExtent.measure(mask).tolist())
         if self.levers.trim:
             columns = max(extent.longest, 1)
-            if self.levers.buckets and extent.shortest < columns and self.repeats:
-                # Few shapes where each is recorded; rows of other lengths have a mask anyway.
-                columns = -(-columns // _BUCKET) * _BUCKET
             tokens, mask = tokens[:, :columns], mask[:, :columns]
+            if self.levers.buckets and self.repeats and (extent.shortest < columns or self.model.training):
+                # Few shapes where each is recorded; rows of other lengths have a mask anyway.
+                missing = (0, -columns % _BUCKET)
+                tokens, mask = nn.functional.pad(tokens, missing), nn.functional.pad(mask, missing)
         return tokens, mask, extent.shortest == mask.shape[1]
 
     def _pictures(self, embed: Callable[[Tensor], Tensor], images: tuple[Tensor, ...]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.observation import Observation, Prefix
@@ -16,9 +16,6 @@ from ofp_vla.hosts.recording.buffers import Kept
 from ofp_vla.hosts.recording.captures import RECORDERS, Captures
 from ofp_vla.hosts.recording.whereabouts import Whereabouts
 from ofp_vla.hosts.roles import STUDENT, Roles
-
-# Columns of prompts are padded to a multiple of this.
-BUCKET = 32
 
 
 class Repeating:
@@ -78,17 +75,8 @@ class Repeating:
             self.captures.refuse(name, reason)
 
     def fitted(self, observation: Observation) -> Observation:
-        """The observation with the columns of its prompts that are encoded, and no others.
-
-        Prompts of different lengths need a mask in any case: where passes are recorded they are padded to
-        few lengths, and in training those of one length too.
-        """
+        """The observation with the columns of its prompts that are encoded, and no others."""
         tokens, mask, full = self._trimmed(observation)
-        if self.levers.buckets and self.levers.trim and self.repeats and (self.model.training or not full):
-            missing = -mask.shape[1] % BUCKET
-            padded = (nn.functional.pad(x, (0, missing)) for x in (tokens, mask))
-            tokens, mask = padded if missing else (tokens, mask)
-            full &= not missing
         return observation.trimmed(tokens, mask, full=full)
 
     @torch.no_grad()
