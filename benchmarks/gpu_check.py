@@ -1,6 +1,6 @@
 """Whether the fast path does on a GPU what the tests say of its stand-ins on a CPU: π0.5 with random weights.
 
-    python benchmarks/gpu_check.py [acting] [failures] [training] [--size full] [--device cuda] [--seconds 75]
+    python benchmarks/gpu_check.py [levers] [acting] [failures] [training] [--size full] [--seconds 75]
 
 A line of JSON for each finding; the last one has the checks that failed, and the exit code is their number.
 Nothing but PyTorch, LeRobot and this package is needed.
@@ -189,6 +189,52 @@ def _changes(checks: Checks, policy: Any) -> None:
         before = [draw() for _ in range(4)][-1]
 
 
+def levers(checks: Checks, policy: Any) -> None:
+    """Chunks by each lever's path against float32 without any; the stages' time, captured by hand."""
+    ways = ["off", "-packed,-graphs", "-compile,-graphs", "-graphs"]
+    ways += ["-graphs,+fp8"] if checks.device.type == "cuda" else []
+    compared = ways + [f"-graphs,-{name}" for name in Levers.names() if name not in ("graphs", "compile")]
+    draws = {name: chunks(policy, name, 1) for name in ("one step", "eight draws")}
+    found = {text: {name: draw(text) for name, draw in draws.items()} for text in ways}
+    found |= {text: {"one step": draws["one step"](text)} for text in compared if text not in found}
+    if checks.device.type == "cuda":
+        for text in ("-compile", "on", "+fp8"):
+            with engine(policy, text), checks.part(f"stages, {text}"):
+                checks.say(f"stages, {text}", **_stages(checks, policy))
+    types = {parameter: parameter.dtype for parameter in policy.parameters()}
+    policy.model.float()
+    exact = {name: draw("off") for name, draw in draws.items()}
+    for parameter, dtype in types.items():
+        parameter.data = parameter.data.to(dtype)
+    for text, by_name in found.items():
+        for name, chunk in by_name.items():
+            cosine = float(torch.cosine_similarity(chunk.flatten(1), exact[name].flatten(1)).min())
+            error = float((chunk - exact[name]).norm() / exact[name].norm())
+            checks.say(f"{text}, {name}, to float32", holds=cosine >= 0.995, cosine=cosine, error=error)
+
+
+@torch.no_grad()
+def _stages(checks: Checks, policy: Any) -> dict[str, Any]:
+    """Milliseconds of the prefix, and of the expert for one chunk and for eight, each recorded by itself."""
+    host = policy.host
+    seen = host.fitted(policy._observation(batch_of(policy, 1)))
+    prefix, (times,) = host.encode(seen), host.prepared([(0.0, 1.0)])
+    stages: dict[str, Callable[[], Any]] = {"prefix": lambda: host.encode(seen)}
+    for name in ("one step", "eight draws"):
+        z = noise(policy, 1, WAYS[name]).view(1, -1, policy.config.chunk_size, policy.config.max_action_dim)
+        stages[f"expert, {name}"] = lambda z=z: host.expert(prefix, z, times, None)
+    took = {}
+    for name, stage in stages.items():
+        recorder = recording.RECORDERS["cuda"](checks.device)
+        with recorder.aside():
+            for _ in range(3):
+                stage()
+        repeat, kept = recorder.record(stage)
+        took[name] = checks.quantiles(repeat, 30)
+        del kept
+    return took
+
+
 def failures(checks: Checks, policy: Any) -> None:
     """What cannot be recorded, fails while it is, or finds no memory; and that all works afterwards."""
     captures, x = policy.host.captures, torch.ones(4, 4, device=checks.device)
@@ -318,7 +364,7 @@ def _stock(checks: Checks, policy: Any, batch: Any) -> list[float]:
 def main() -> int:
     """Runs the parts; the number of checks that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["acting", "failures", "training"])
+    parser.add_argument("parts", nargs="*", default=["levers", "acting", "failures", "training"])
     parser.add_argument("--size", default="full", choices=("tiny", "small", "full"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
@@ -328,7 +374,7 @@ def main() -> int:
     checks = Checks(options.seconds, torch.device(options.device))
     policy = made(options)
     checks.say("policy", left=round(checks.left(), 1), parameters=sum(p.numel() for p in policy.parameters()))
-    for name in ("acting", "failures"):
+    for name in ("levers", "acting", "failures"):
         if name in options.parts:
             with checks.part(name):
                 globals()[name](checks, policy)

@@ -214,7 +214,7 @@ def _behind(prefix: Tensor, own: Tensor, padding: int) -> Tensor:
     each = own.view(batch, -1, *own.shape[1:])
     parts = [prefix[:, None].expand(-1, each.shape[1], -1, -1, -1), each]
     if padding:
-        parts.append(own.new_zeros(1).expand(*each.shape[:3], padding, -1))
+        parts.append(each.new_zeros(*each.shape[:3], padding, each.shape[-1]))
     return torch.cat(parts, dim=3).flatten(0, 1)
 
 

@@ -17,6 +17,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ofp_vla.hosts.fp8 import quantised
 from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
@@ -26,6 +27,8 @@ from ofp_vla.hosts.recording.cuda import has_numbers
 _GELU = "gelu_pytorch_tanh"
 # Intervals of time whose constants a pack keeps: several grids of ten steps, cold and warm.
 _KEPT_TIMES = 64
+# Of widths that a GPU multiplies best.
+_MULTIPLE = 128
 # Positions of a table of rotary embeddings, or a multiple.
 _TABLE = 1024
 
@@ -71,6 +74,17 @@ class PrefixPack:
     def eighths(self) -> list[tuple[Norm, DecoderLayer, Norm]]:
         """The layers with all weights in float8, copies of the policy's own too; gate and up are joined."""
         return [(norm, _in_fp8(layer), mlp_norm) for norm, layer, mlp_norm in self.layers]
+
+
+def _widened(rise: Product, fall: Product, multiple: int | None = None) -> tuple[Product, Product]:
+    """Both layers of an MLP with as many hidden values as a GPU multiplies best; the new ones are zero."""
+    if multiple is None:
+        multiple = _MULTIPLE if rise.weight.is_cuda else 1
+    more = -len(rise.weight) % multiple
+    if not more:
+        return rise, fall
+    bias = None if rise.bias is None else pad(rise.bias, (0, more))
+    return Product(pad(rise.weight, (0, 0, 0, more)), bias), Product(pad(fall.weight, (0, more)), fall.bias)
 
 
 def _in_fp8(layer: DecoderLayer) -> DecoderLayer:
@@ -313,8 +327,7 @@ class _Reader:
             self.product([attn.q_proj, attn.k_proj, attn.v_proj], dtype),
             self.product([attn.out_proj], dtype),
             *self.layer_norm(layer.layer_norm2, dtype),
-            self.product([mlp.fc1], dtype),
-            self.product([mlp.fc2], dtype),
+            *_widened(self.product([mlp.fc1], dtype), self.product([mlp.fc2], dtype)),
         )
 
     def decoder_layer(self, layer: Any, *, own: bool) -> DecoderLayer:
