@@ -49,7 +49,9 @@ def plan(settings: BenchSettings) -> list[Group]:
 
     def in_float8() -> object:
         try:
-            return loaded(settings, acting.FLOAT8_ENGINE)
+            found = loaded(settings, acting.FLOAT8_ENGINE)
+            found.policy.host.refuse_levers()
+            return found
         except (ValueError, DeviceError) as error:  # another type or card than it needs
             raise Unavailable(str(error)) from error
 
