@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Largest difference as a share of the largest number: what another order of sums leaves in float32, and where
-# numbers of 16 bits take part.
-EXACT, REDUCED = 1e-3, 2e-2
+# Largest difference as a share of the largest number: what another order of sums leaves in float32, where
+# numbers of 16 bits take part, and where these are rounded at other places too.
+EXACT, REDUCED, FUSED = 1e-3, 2e-2, 5e-2
 
 
 class Unequal(RuntimeError):
@@ -18,7 +18,12 @@ class Unequal(RuntimeError):
 
 
 def check(
-    found: Sequence[Any], expected: Sequence[Any], *, reduced: bool, what: str = "a repetition"
+    found: Sequence[Any],
+    expected: Sequence[Any],
+    *,
+    reduced: bool,
+    what: str = "a repetition",
+    loosely: float = REDUCED,
 ) -> None:
     """Compares outputs with those of the work itself; waits for the device once.
 
@@ -29,11 +34,12 @@ def check(
         expected: those of the work.
         reduced: whether numbers of 16 bits take part.
         what: what stands for it, in words.
+        loosely: bound where they do.
 
     Raises:
         Unequal: further apart than rounding leaves, with the number.
     """
-    bound = REDUCED if reduced else EXACT
+    bound = loosely if reduced else EXACT
     gaps = [
         _gap(a.detach().float(), b.detach().float())
         for a, b in zip(found, expected, strict=True)
