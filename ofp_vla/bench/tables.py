@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from ofp_vla.bench.acting import LEROBOT
 from ofp_vla.bench.rows import MEASURED, Results, Row
 
 TITLES = {"acting": "Acting", "stages": "Stages", "training": "Training step"}
@@ -75,10 +76,33 @@ def markdown(results: Results) -> str:
         head = ["", "batch", *(name or UNITS[part] for name in COLUMNS)]
         shown = [[line[number] for number in filled] for line in (head, ["---"] * len(head), *table)]
         parts.append("\n".join([f"{title}:", "", *(_line(line) for line in shown)]))
+    if results.counts:
+        parts.append(counted(results.counts))
     told = remarks(results)
     if told:
         parts.append("\n".join(["Not measured, or remarked on:", "", *(f"- {line}" for line in told)]))
     return "\n\n".join(parts) + "\n"
+
+
+def counted(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """The counts as a Markdown table, in brackets the share of LeRobot's ten steps."""
+    whole = counts.get(LEROBOT, {})
+
+    def cell(cost: Mapping[str, int], name: str, scale: float, form: str) -> str:
+        share = f" ({cost[name] / whole[name]:.2f})" if whole.get(name) else ""
+        return f"{cost[name] / scale:{form}}{share}"
+
+    columns = (
+        ("flops", 1e12, ".3f"),
+        ("calls", 1, ",.0f"),
+        ("weight_bytes", 1e9, ".1f"),
+        ("waits", 1, ".0f"),
+    )
+    lines = ["Counted, batch 1, in brackets the share of LeRobot's ten steps:", ""]
+    lines += [_line(["", "TFLOP", "calls", "weights read, GB", "waits"]), _line(["---"] * 5)]
+    for name, cost in counts.items():
+        lines.append(_line([name, *(cell(cost, *column) for column in columns)]))
+    return "\n".join(lines)
 
 
 def headline(facts: Mapping[str, object], ceilings: Mapping[str, float]) -> str:
