@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ofp_vla.hosts.recording.buffers import Buffers, Kept, buffers, copy, signature
-from ofp_vla.hosts.recording.cuda import CudaGraphs
+from ofp_vla.hosts.recording.cuda import CaptureFailed, CudaGraphs
 from ofp_vla.hosts.recording.proof import Unequal, change, check
-from ofp_vla.hosts.recording.rehearsal import Rehearsal
+from ofp_vla.hosts.recording.rehearsal import rehearse
 
 logger = logging.getLogger(__name__)
 
@@ -299,6 +299,8 @@ class Captures:
                 recording = self._recorded(recorder, name, function, inputs, kept)
             except Exception as error:  # whatever it is, the call itself can still be answered
                 reason, full = _told(error), _out_of_memory(error)
+                if isinstance(error, CaptureFailed):
+                    self.drop()
             else:
                 # Only now: copies of weights may have been made anew in the first of these runs.
                 self._watching()
@@ -342,10 +344,10 @@ class Captures:
 
             with self._uncounted():
                 with recorder.aside():
-                    work()  # compiles, and makes what is made at first use
-                    reduced = self._watching().reduced or _autocast(tensors) is not None
-                    with Rehearsal():
-                        expected = tree_flatten(work())[0]
+                    # Compiles, and makes what is made at first use.
+                    expected = tree_flatten(work())[0]
+                    rehearse(work)
+                reduced = self._watching().reduced or _autocast(tensors) is not None
                 self._passes.clear()
                 repeat, out = recorder.record(work)
                 passes = Counter(self._passes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +13,30 @@ from torch.utils._pytree import tree_leaves
 
 from ofp_vla.counting import waits_for_device
 
+logger = logging.getLogger(__name__)
+
 
 class Unrecordable(RuntimeError):
     """The work needs its host in the middle: a repetition would give wrong numbers."""
 
 
-class Rehearsal(TorchDispatchMode):
+def rehearse(work: Callable[[], object]) -> None:
+    """Runs work that has just run, and looks for what a repetition would get wrong.
+
+    Raises:
+        Unrecordable: it waits for the device, copies from the host or draws.
+    """
+    try:
+        with _Rehearsal():
+            work()
+    except (Unrecordable, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        # Of the look itself, as under a compiler that does not run with it: recording will tell.
+        logger.debug("a rehearsal came to no end", exc_info=True)
+
+
+class _Rehearsal(TorchDispatchMode):
     """Raises Unrecordable at the first operator that waits for the device, copies from the host or draws."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

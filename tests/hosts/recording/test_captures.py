@@ -8,6 +8,7 @@ from torch import nn
 
 from ofp_vla.hosts.recording.buffers import Kept
 from ofp_vla.hosts.recording.captures import BOUND, PATIENCE, Captures
+from ofp_vla.hosts.recording.cuda import CaptureFailed
 from ofp_vla.hosts.recording.whereabouts import Whereabouts
 from tests.support.recording import Fake, install
 
@@ -156,6 +157,19 @@ def test_a_wait_for_the_device_is_found_before_anything_is_recorded(fake, captur
     assert ask(captures, layer, -rows(), function=waits).equal(-rows())
 
 
+def test_a_rehearsal_that_cannot_look_does_not_keep_work_from_being_recorded(fake, captures, layer):
+    """As under a compiler that does not run with it."""
+
+    def blind(x):
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise RuntimeError("not under a mode")
+        return layer(x)
+
+    for _ in range(3):
+        assert torch.equal(ask(captures, layer, rows(), function=blind), layer(rows()))
+    assert captures.kept == ["work"]
+
+
 def test_a_recording_that_fails_leaves_its_shape_as_it_is_and_says_so_once(fake, captures, layer, caplog):
     fake.failures = [RuntimeError("capture\nis invalid")]
     for value in range(5):
@@ -165,6 +179,23 @@ def test_a_recording_that_fails_leaves_its_shape_as_it_is_and_says_so_once(fake,
     for _ in range(2):
         ask(captures, layer, rows(5))
     assert fake.recorded == 1
+
+
+def test_a_capture_that_fails_on_the_device_ends_all_recordings_and_others_are_made_again(
+    fake, captures, layer, caplog
+):
+    """PyTorch then lets no earlier graph run."""
+    for _ in range(3):
+        ask(captures, layer, rows(2))
+    failed = CaptureFailed("a CUDA graph could not be captured")
+    failed.__cause__ = ValueError("the reason")
+    fake.failures = [failed]
+    for _ in range(3):
+        assert torch.equal(ask(captures, layer, rows(5)), layer(rows(5)))
+    assert captures.kept == []
+    assert "operator by operator: ValueError: the reason" in caplog.text
+    assert torch.equal(ask(captures, layer, rows(2)), layer(rows(2)))
+    assert captures.kept == ["work"]
 
 
 def _wrong_from(repetition, factor):
