@@ -17,14 +17,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ofp_vla.core.field import IntervalField, Query
 from ofp_vla.hosts.attention import ATTENTION
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.observation import Observation, Prefix, PromptExtent
 from ofp_vla.hosts.recording.cuda import has_numbers
-from ofp_vla.hosts.regions import Regions
+from ofp_vla.hosts.regions import Layers, Regions
 from ofp_vla.hosts.repeating import Repeating
 from ofp_vla.hosts.roles import STUDENT, Roles
 
@@ -36,7 +35,7 @@ _BUCKET = 32
 _SQUARES = ("image_resolution", "resize_imgs_with_padding")
 
 
-class FlowHost(Repeating, ABC):
+class FlowHost(Repeating, Layers, ABC):
     """Binds observations to interval fields over one LeRobot core that owns an `interval_head`.
 
     Args:
@@ -295,34 +294,6 @@ class FlowHost(Repeating, ABC):
         """Output projection in float32, regardless of autocast."""
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             return self.model.action_out_proj(hidden.to(torch.float32)).float()
-
-    def _region[T](self, function: Callable[..., T], *args: object) -> T:
-        """A layer of the expert: compiled where a gradient is wanted, if nothing else is done with it."""
-        if not torch.is_grad_enabled() or self._checkpoints() or self.captures.stopped:
-            return self._checkpointed(function, *args)
-        return self.regions.run(function, *args) if self.levers.compile else function(*args)
-
-    def _checkpoints(self) -> bool:
-        model = self.model
-        wanted = getattr(model, "gradient_checkpointing_enabled", False) and model.training
-        return wanted and torch.is_grad_enabled()
-
-    def _checkpointed[T](self, function: Callable[..., T], *args: object) -> T:
-        if self._checkpoints():
-            run = self._kept_under(self.roles.active, function)
-            return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
-        return function(*args)
-
-    def _kept_under[T](self, role: str, function: Callable[..., T]) -> Callable[..., T]:
-        """Wraps a function in the weights of `role`: the backward pass repeats it outside any context."""
-        if role == STUDENT:
-            return function
-
-        def run(*args: object) -> T:
-            with self.roles.use(role):
-                return function(*args)
-
-        return run
 
 
 class BoundField:

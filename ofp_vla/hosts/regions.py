@@ -1,4 +1,4 @@
-"""A layer of the expert as one compiled region where a gradient is wanted: fewer, larger kernels."""
+"""How layers run where a gradient is wanted: compiled into few kernels, or again in the backward pass."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
+from ofp_vla.hosts.engine import Levers
+from ofp_vla.hosts.recording.captures import Captures
 from ofp_vla.hosts.recording.proof import FUSED, check
+from ofp_vla.hosts.roles import STUDENT, Roles
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,44 @@ class Regions:
             self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             logger.warning("a training step's layers run operator by operator, uncompiled: %s", self.reason)
             return out
+
+
+class Layers:
+    """The part of a host that runs layers."""
+
+    model: Any
+    roles: Roles
+    levers: Levers
+    captures: Captures
+    regions: Regions
+
+    def _region[T](self, function: Callable[..., T], *args: object) -> T:
+        """A layer of the expert: compiled where a gradient is wanted, if nothing else is done with it."""
+        if not torch.is_grad_enabled() or self._checkpoints() or self.captures.stopped:
+            return self._checkpointed(function, *args)
+        return self.regions.run(function, *args) if self.levers.compile else function(*args)
+
+    def _checkpoints(self) -> bool:
+        model = self.model
+        wanted = getattr(model, "gradient_checkpointing_enabled", False) and model.training
+        return wanted and torch.is_grad_enabled()
+
+    def _checkpointed[T](self, function: Callable[..., T], *args: object) -> T:
+        if self._checkpoints():
+            run = self._kept_under(self.roles.active, function)
+            return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+        return function(*args)
+
+    def _kept_under[T](self, role: str, function: Callable[..., T]) -> Callable[..., T]:
+        """Wraps a function in the weights of `role`: the backward pass repeats it outside any context."""
+        if role == STUDENT:
+            return function
+
+        def run(*args: object) -> T:
+            with self.roles.use(role):
+                return function(*args)
+
+        return run
 
 
 def _graphs() -> int:

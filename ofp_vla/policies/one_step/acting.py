@@ -16,21 +16,17 @@ from torch import Tensor
 
 from ofp_vla.core.draws import normal
 from ofp_vla.errors import CheckpointError, DataError
-from ofp_vla.hosts.engine import Levers
-from ofp_vla.hosts.observation import Observation
 from ofp_vla.hosts.roles import TEACHER, AdapterRoles
 from ofp_vla.lerobot_seams.policy_hooks import HostPolicy
 from ofp_vla.policies.facts import Facts
 from ofp_vla.policies.one_step.continuation import LeftOver, check_guidance
 from ofp_vla.policies.one_step.drawing import Drawing, Drawn, Start
-from ofp_vla.policies.one_step.guard import Looked, refuse_bad_numbers
+from ofp_vla.policies.one_step.first_chunks import draw_compared
+from ofp_vla.policies.one_step.guard import refuse_bad_numbers
 from ofp_vla.policies.one_step.warm_start import LastChunk, rebase
 from ofp_vla.policies.sampling import Sampling, trains_one_jump
 
 logger = logging.getLogger(__name__)
-
-# First chunks of a role's weights, of real observations, that are compared with bfloat16's.
-FP8_TRIES = 2
 
 
 class Acting(HostPolicy):
@@ -224,61 +220,10 @@ class Acting(HostPolicy):
         )
         each = executed if isinstance(executed, Tensor) else None
         start = Start(noise, *(None if x is None else x.to(device) for x in (warm, warm_rows, each)))
-        drawn, looked = self._drawn(drawing, observation, start, real=watched is None or len(watched) > 0)
+        real = watched is None or len(watched) > 0
+        drawn, looked = draw_compared(drawing, observation, start, self.guard, real=real)
         self.guard.judge(looked)
         return drawn
-
-    def _drawn(
-        self, drawing: Drawing, observation: Observation, start: Start, *, real: bool
-    ) -> tuple[Drawn, Looked]:
-        """Chunks within the limits; the first `real` ones are compared with the path without levers.
-
-        And before that, if asked for, those in float8 with those without.
-        """
-        limits = self.guard.limits
-
-        def within(chunk: Tensor, limits: object = limits) -> tuple[Tensor, Looked]:
-            own, padding = chunk.tensor_split([self._action_size], dim=-1)
-            inside, looked = self.guard.look(own)
-            return torch.cat([inside, padding], dim=-1), looked
-
-        def draw() -> tuple[Drawn, Looked]:
-            return drawing(observation, start, within, id(limits))
-
-        repeated = self.host.captures.repeated
-        drawn = draw()
-        if real and self.host.levers.fp8 and self.host.fp8_tried[drawing.role] < FP8_TRIES:
-            self.host.fp8_tried[drawing.role] += 1
-            exact = replace(self.host.levers, fp8=False)
-            found = drawing.agreement(observation, start, drawn[0], within, exact)
-            if found is not None and not found.holds:
-                logger.warning(
-                    "no fp8 from here on: a chunk (%s, weights of %r) is not that in bfloat16: %s",
-                    drawing.way,
-                    drawing.role,
-                    found.said,
-                )
-                self.host.levers = exact
-                self.host.forget_packs()  # and the memory of those in float8
-                drawn = draw()
-        if not real or not self.host.repeats:
-            return drawn
-        compared = (drawing.role, drawing.way, self.host.captures.repeated > repeated)
-        if compared in self.host.compared:
-            return drawn
-        self.host.compared.add(compared)
-        found = drawing.agreement(observation, start, drawn[0], within)
-        if found is None or found.holds:
-            return drawn
-        logger.warning(
-            "engine=off from here on: the first chunk (%s, weights of %r) is not that of the path without "
-            "the fast path's levers: %s",
-            drawing.way,
-            drawing.role,
-            found.said,
-        )
-        self.host.levers = Levers.of("off")
-        return draw()
 
     def _watch_state(self, batch: dict[str, Tensor], rows: Sequence[int] | None, facts: Facts) -> None:
         state = batch.get(OBS_STATE)
