@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
@@ -124,7 +125,7 @@ def headline(facts: Mapping[str, object], ceilings: Mapping[str, float]) -> str:
         )
     commands = facts.get("Commands")
     shown = "\n".join(f"    {line}" for line in commands) if isinstance(commands, Sequence) else ""
-    return f"{text}.\n\n{shown}"
+    return f"{textwrap.fill(f'{text}.', 120, break_long_words=False)}\n\n{shown}"
 
 
 def machine_words(facts: Mapping[str, object]) -> str:
