@@ -7,7 +7,7 @@ import torch
 
 from ofp_vla.core import ActionChunk, Query
 from ofp_vla.core.objectives import MeanFlow, MeanFlowConfig
-from ofp_vla.core.objectives.meanflow import total_derivatives
+from ofp_vla.core.objectives.meanflow import path_slopes, total_derivatives
 from tests.core.fields import ConditionedLinear, GaussianField, Mlp, Recorded, column
 from tests.core.test_closed_form import Probe, gaussian_chunk, relative_to_standard_error
 from tests.core.two_modes import nearby, train_jumps
@@ -40,11 +40,12 @@ def target(field, chunk, **settings):
     )
 
 
+@pytest.mark.parametrize("difference", [0.0, 0.1])
 @pytest.mark.parametrize("improved", [False, True])
-def test_of_dirac_data_the_exact_mean_velocity_is_the_target(improved):
+def test_of_dirac_data_the_exact_mean_velocity_is_the_target(improved, difference):
     exact = GaussianField(0.8, 0.0)
     chunk = ActionChunk.full(torch.full((64, 4, 8), 0.8))
-    losses = step(exact, chunk, improved=improved)
+    losses = step(exact, chunk, improved=improved, difference=difference)
     # the derivative of this field along its path is 0: its sign is left to the tests below
     assert losses.total.item() < 1e-5
 
@@ -88,6 +89,52 @@ def test_derivative_is_that_of_a_linear_field_and_the_limit_of_differences():
     torch.testing.assert_close(slope, ((ahead - behind) / (2 * h)).detach().float(), atol=1e-4, rtol=1e-4)
 
 
+def test_slope_over_a_piece_of_the_path_is_exact_for_lines_and_of_first_order_for_curves():
+    torch.manual_seed(0)
+    linear, net = ConditionedLinear(0), Mlp().double()
+    z, v = torch.randn(2, 5, 3, 2).double()
+    t, r = torch.full((5,), 0.25).double(), torch.full((5,), 0.75).double()
+    line = Query(z.float(), t.float(), r.float())
+    (slope,) = path_slopes(linear, [line], [v.float()], [linear([line])[0]], 0.1)
+    torch.testing.assert_close(slope, linear.weight[0] * v.float() + linear.weight[1], atol=1e-4, rtol=1e-4)
+    z, v = z[..., :1], v[..., :1]
+    query = Query(z[:, :1], t, r)
+    (exact,) = total_derivatives(net, [query], [v[:, :1]])
+    errors = [
+        (path_slopes(net, [query], [v[:, :1]], [net([query])[0]], step)[0] - exact).norm().item()
+        for step in (0.02, 0.01)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+
+
+def test_slope_goes_no_further_than_the_jump_and_ignores_waves_of_time():
+    class Waves:
+        """Rises by .5 a unit of time, under waves with a period of .004."""
+
+        def __call__(self, queries):
+            return [
+                0.5 * column(q.t) + 0.01 * torch.sin(q.t * 500 * torch.pi)[:, None, None] + 0 * q.z
+                for q in queries
+            ]
+
+    asked = []
+
+    def field(queries):
+        asked.extend(queries)
+        return Waves()(queries)
+
+    t = torch.tensor([0.1, 0.3, 0.6, 0.5])
+    r = torch.tensor([0.9, 0.35, 1.0, 0.5])
+    query = Query(torch.zeros(4, 2, 3), t, r)
+    velocity = torch.zeros(4, 2, 3)
+    (slope,) = path_slopes(field, [query], [velocity], Waves()([query]), 0.1)
+    torch.testing.assert_close(asked[0].t, torch.tensor([0.2, 0.35, 0.7, 0.5]))
+    assert bool((slope[3] == 0).all())
+    assert (slope[[0, 2]] - 0.5).abs().max() < 0.2
+    (exact,) = total_derivatives(Waves(), [query], [velocity])
+    assert (exact - 0.5).abs().max() > 10
+
+
 def test_field_that_loses_the_derivative_is_refused():
     field = Recorded(lambda q: torch.ones_like(q.z))
     with pytest.raises(ValueError, match="no forward derivative"):
@@ -123,7 +170,9 @@ def test_derivative_is_taken_along_the_data_line_or_the_students_own_velocity(im
     torch.testing.assert_close(wanted[jumps], expected[jumps].detach(), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "value"), [("power", 1.5), ("floor", 0.0), ("time_std", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("power", 1.5), ("floor", 0.0), ("time_std", 0.0), ("difference", 1.0)]
+)
 def test_config_error_names_field_and_value(name, value):
     with pytest.raises(ValueError, match=rf"MeanFlowConfig\.{name}.*{re.escape(str(value))}"):
         MeanFlowConfig(**{name: value})

@@ -10,8 +10,9 @@ The mean velocity over [t, r] and the velocity v of the flow satisfy, r being fi
 
 ell: `losses.adaptive`, for the flow's rows too. The derivative is exact, by forward-mode differentiation of
 one more pass of the student, without a graph: the cached prefix is a constant, and attention takes its plain
-form, the only one that has this derivative. Of the papers', guidance by dropped conditions is left out, and
-iMF's second head for v: its `w` is the network's own diagonal.
+form, the only one that has this derivative. Or, with `difference`, it is the slope of u between two points of
+the path. Of the papers', guidance by dropped conditions is left out, and iMF's second head for v: its `w` is
+the network's own diagonal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ofp_vla.core.draws import stratified
 from ofp_vla.core.field import IntervalField, Query
 from ofp_vla.core.losses import adaptive
 from ofp_vla.core.objectives.flow_and_jump import FlowAndJump, FlowAndJumpConfig, Row
-from ofp_vla.core.path import per_sample
+from ofp_vla.core.path import jump, per_sample
 from ofp_vla.core.times import LogitNormal
 
 
@@ -44,6 +45,9 @@ class MeanFlowConfig(FlowAndJumpConfig):
         time_mean: t and r are the lesser and the greater of two draws of sigmoid(N(time_mean, time_std^2));
             the paper's time runs the other way, so that its mean is -.4.
         time_std: see time_mean.
+        difference: if positive, du/dt is u's slope over this much of the path instead of its derivative (or
+            over all that is left to r, where that is less). Pretrained hosts embed times with periods down
+            to .004: their exact derivative is mostly these waves, and training by it diverges.
     """
 
     improved: bool = False
@@ -51,9 +55,11 @@ class MeanFlowConfig(FlowAndJumpConfig):
     floor: float = 1e-3
     time_mean: float = 0.4
     time_std: float = 1.0
+    difference: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check("difference", 0 <= self.difference < 1, "must be in [0, 1)")
         self._check("power", 0 <= self.power <= 1, "must be in [0, 1]")
         for name in ("floor", "time_std"):
             self._check(name, getattr(self, name) > 0, "must be positive")
@@ -90,7 +96,10 @@ class MeanFlow(FlowAndJump[MeanFlowConfig]):
         if self.config.improved:
             with torch.no_grad():
                 velocities = [v.float() for v in student([Query(q.z, q.t, q.t) for q in queries])]
-        slopes = total_derivatives(student, queries, velocities)
+        if self.config.difference:
+            slopes = path_slopes(student, queries, velocities, answers, self.config.difference)
+        else:
+            slopes = total_derivatives(student, queries, velocities)
         return [
             u - (row.velocity + per_sample(row.query.r - row.query.t, u) * slope)
             for u, row, slope in zip(answers, rows, slopes, strict=True)
@@ -130,3 +139,36 @@ def total_derivatives(
             "that is computed from z and t by differentiable operations of torch"
         )
     return [slope.float() for slope in slopes]
+
+
+@torch.no_grad()
+def path_slopes(
+    field: IntervalField,
+    queries: Sequence[Query],
+    velocities: Sequence[Tensor],
+    answers: Sequence[Tensor],
+    difference: float,
+) -> list[Tensor]:
+    """Slopes of u(z_t, t, r) where z_t moves with a velocity and r stays, between t and t + difference.
+
+    Args:
+        field: asked once, with all queries moved on.
+        queries: where the slopes begin; none reaches beyond its r.
+        velocities: dz/dt of each, (B, H, D).
+        answers: the field's answers to `queries`.
+        difference: in time, positive.
+
+    Returns:
+        A float32 slope (B, H, D) for each query, 0 where it has no length.
+    """
+    steps = [(q.r - q.t).clamp(max=difference) for q in queries]
+    moved = [
+        Query(jump(q.z, v, q.t, q.t + step), q.t + step, q.r, q.null)
+        for q, v, step in zip(queries, velocities, steps, strict=True)
+    ]
+    # a row without length has asked the same twice
+    least = torch.finfo(torch.float32).tiny
+    return [
+        (ahead.float() - u) / per_sample(step.clamp(min=least), u)
+        for ahead, u, step in zip(field(moved), answers, steps, strict=True)
+    ]
