@@ -49,6 +49,7 @@ class PrefixPack:
         layers: of Gemma, with the norm before attention and that before the MLP.
         last: the last layer's norm and its product for keys and values only.
         rotary: see `RotaryTable`.
+        vision_type: the type that SigLIP was asked to have.
         watch: whether all this is still true; set by who asks.
     """
 
@@ -63,6 +64,7 @@ class PrefixPack:
     layers: list[tuple[Norm, DecoderLayer, Norm]]
     last: tuple[Norm, Product]
     rotary: RotaryTable
+    vision_type: torch.dtype | None
     watch: Watch | Unwatched = field(init=False)
 
     @property
@@ -213,6 +215,7 @@ def pack_prefix(vlm: Any, sources: Sources, vision_type: torch.dtype | None = No
         ],
         (reader.norm(decoder.layers[-1].input_layernorm), reader.product([attn.k_proj, attn.v_proj])),
         RotaryTable(reader.rotary(decoder), tokens),
+        vision_type,
     )
 
 
