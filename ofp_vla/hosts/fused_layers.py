@@ -196,8 +196,8 @@ def _projected(tokens: Tensor, rotary: Rotary, qkv: Product) -> tuple[Tensor, Te
     joined = multiply(tokens, qkv)
     heads = joined.view(*joined.shape[:2], -1, rotary[0].shape[-1])
     count = heads.shape[2] - 2
-    both, value = heads.split([count + 1, 1], dim=2)
-    query, key = turned(both, rotary).split([count, 1], dim=2)
+    both, value = heads.split_with_sizes([count + 1, 1], dim=2)
+    query, key = turned(both, rotary).split_with_sizes([count, 1], dim=2)
     return query, key.transpose(1, 2), value.transpose(1, 2)
 
 

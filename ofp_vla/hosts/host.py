@@ -205,7 +205,7 @@ class FlowHost(Repeating, Layers, ABC):
 
     def conditions(self, intervals: Sequence[tuple[float, float]]) -> Tensor:
         """`condition` of each interval (t, r)."""
-        device = next(self.model.parameters()).device
+        device = self.device
         wanted = device, tuple(intervals)
         t, r = self._times.get(wanted) or (
             # Filled, not copied, so that a recording may hold it.

@@ -155,7 +155,7 @@ class PaliGemmaHost(FlowHost):
     def refuse_levers(self) -> None:
         """See `FlowHost.refuse_levers`."""
         if self.levers.fp8:
-            refuse_missing(next(self.model.parameters()).device)
+            refuse_missing(self.device)
 
     def packs_are_true(self) -> bool:
         """See `FlowHost.packs_are_true`."""

@@ -51,7 +51,7 @@ class Repeating:
         self, name: str, key: Hashable, function: Callable[..., T], *inputs: Any, kept: Kept | None = None
     ) -> T:
         """What `Captures.run` gives; the key is joined with all by which this host computes."""
-        if not self.levers.graphs or self.roles.active != STUDENT:
+        if not self.repeats or self.roles.active != STUDENT:
             return function(*inputs) if kept is None else function(kept.tensors, *inputs)
         own = (key, self.levers, self.attention, self.model.training)
         return self.captures.run(name, own, function, *inputs, kept=kept)
@@ -59,12 +59,17 @@ class Repeating:
     @property
     def repeats(self) -> bool:
         """Whether work is recorded and repeated where the model is."""
-        return self.levers.graphs and next(self.model.parameters()).device.type in RECORDERS
+        return self.levers.graphs and self.device.type in RECORDERS
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; asked often, and its many modules are slow to walk through."""
+        return next(self.model.interval_head.parameters()).device
 
     @property
     def reduced(self) -> bool:
         """Whether numbers of 16 bits take part in what is computed now."""
-        device = next(self.model.parameters()).device.type
+        device = self.device.type
         return torch.is_autocast_enabled(device) or any(
             p.dtype != torch.float32 for p in self.model.parameters()
         )
