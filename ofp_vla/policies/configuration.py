@@ -92,8 +92,8 @@ class OneStepConfig(_Blocks, HostConfig):
         warm_start_time: level t_w at which a warm start enters the path (paper: 0.15).
         inference_role: which weights act, "student" or "ema".
         attention: "auto", "sdpa", "grouped" or "eager", see `ofp_vla.hosts.host.FlowHost`.
-        engine: "on", "off", or levers of the fast path to leave out, as in "-unmasked,-times", see
-            `ofp_vla.hosts.engine`.
+        engine: "on", "off", or levers of the fast path to leave out and to ask for, as in "-times,+fp8",
+            see `ofp_vla.hosts.engine`.
         ema_decay: upper limit of the EMA's decay; it starts lower so that it suits short runs.
         ema_half_life: optional cap, as a share of the run.
         interval_lr_scale: learning rate of the interval head relative to the rest; it starts at zero.
