@@ -149,8 +149,9 @@ class FastPath:
 
     def prefix_pack(self) -> PrefixPack | None:
         """The prefix of the present role, fresh; None with a `reason`."""
-        kept = self._prefixes.get(self.host.roles.active)
-        if kept is not None and kept.vision_type != self.host.vision_type():
+        host = self.host
+        kept = self._prefixes.get(host.roles.active) if host.levers.packed else None
+        if kept is not None and kept.vision_type != host.vision_type():
             self.forget()
         return self._kept(self._prefixes, self._make_prefix, frozen=lambda _: self.host.prefix_is_frozen)
 
