@@ -22,7 +22,7 @@ from ofp_vla.policies.facts import Facts
 from ofp_vla.policies.one_step.continuation import LeftOver, check_guidance
 from ofp_vla.policies.one_step.drawing import Drawing, Drawn, Start
 from ofp_vla.policies.one_step.first_chunks import draw_compared
-from ofp_vla.policies.one_step.guard import refuse_bad_numbers
+from ofp_vla.policies.one_step.guard import ActionGuard, refuse_bad_numbers
 from ofp_vla.policies.one_step.warm_start import LastChunk, rebase
 from ofp_vla.policies.sampling import Sampling, trains_one_jump
 
@@ -221,8 +221,9 @@ class Acting(HostPolicy):
         each = executed if isinstance(executed, Tensor) else None
         start = Start(noise, *(None if x is None else x.to(device) for x in (warm, warm_rows, each)))
         real = watched is None or len(watched) > 0
-        drawn, looked = draw_compared(drawing, observation, start, self.guard, real=real)
-        self.guard.judge(looked)
+        guard = ActionGuard.of(self.guard)
+        drawn, looked = draw_compared(drawing, observation, start, guard, real=real)
+        guard.judge(looked)
         return drawn
 
     def _watch_state(self, batch: dict[str, Tensor], rows: Sequence[int] | None, facts: Facts) -> None:

@@ -35,15 +35,16 @@ def draw_compared(
         guard: whose limits; what it has seen is returned, to be judged.
         real: whether a robot or a simulator sent them: others are not compared.
     """
-    host, limits = drawing.host, guard.limits
+    host = drawing.host
 
-    def within(chunk: Tensor, limits: object = limits) -> tuple[Tensor, Looked]:
+    # A recording keeps the limits, so that their key stays theirs.
+    def within(chunk: Tensor, limits: object = guard.limits) -> tuple[Tensor, Looked]:
         own, padding = chunk.tensor_split([drawing.actions], dim=-1)
         inside, looked = guard.look(own)
         return torch.cat([inside, padding], dim=-1), looked
 
     def draw() -> tuple[Drawn, Looked]:
-        return drawing(observation, start, within, id(limits))
+        return drawing(observation, start, within, guard.key)
 
     def differs(drawn: Drawn, levers: Levers, given_up: str) -> bool:
         """Whether they are not those by other levers, which then hold from here on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,6 +51,16 @@ class ActionGuard:
             lowest, highest = torch.tensor(low), torch.tensor(high)
             slack = margin * (highest - lowest).clamp(min=1e-3)
             self.limits = (lowest - slack, highest + slack)
+
+    @classmethod
+    def of(cls, guard: ActionGuard | Callable[[Tensor], Tensor]) -> ActionGuard:
+        """A guard as it is, or one that does to actions what a function does and refuses nothing."""
+        return guard if isinstance(guard, ActionGuard) else _Function(guard)
+
+    @property
+    def key(self) -> int:
+        """Another number for other limits, as long as those it was asked of live."""
+        return id(self.limits)
 
     def __call__(self, actions: Tensor) -> Tensor:
         """Checks and clips (B, H, A) normalised actions; waits for them once.
@@ -139,6 +149,23 @@ class ActionGuard:
     def tell_again(self) -> None:
         """Makes the next clipped value and unlikely state be reported again, for a new listener."""
         self._told = self._told_of_state = False
+
+
+class _Function(ActionGuard):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(None, None, 0.0)
+        self._function = function
+
+    @property
+    def key(self) -> int:
+        return id(self._function)
+
+    def look(self, actions: Tensor) -> tuple[Tensor, Looked]:
+        nothing = torch.zeros(len(actions), dtype=torch.bool, device=actions.device)
+        return self._function(actions), Looked(nothing, None, nothing[:1])
+
+    def judge(self, looked: Looked) -> None:
+        return
 
 
 def check_action_size(size: int, config: OneStepConfig) -> None:
