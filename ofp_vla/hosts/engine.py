@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+# Types of devices for which the fast path picks other kernels and sizes than for a CPU.
+GPUS = {"cuda"}
+
 
 @dataclass(frozen=True)
 class Levers:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ofp_vla.hosts.compiled import COMPILED_ON, PLAIN, Functions, compiled
+from ofp_vla.hosts.engine import GPUS
 from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
 from ofp_vla.hosts.fused_layers import EPSILON, Norm, Product, added, multiply, normed
 from ofp_vla.hosts.observation import Observation, Prefix
@@ -281,7 +282,7 @@ class FastPath:
         run = self._functions(hidden)
         delta, gate = _nothing(hidden, run), norms[1].gate
         kind = self._kind(hidden, "grouped" if queries == 1 else "sdpa")
-        multiple = _MULTIPLE if kind == "grouped" and hidden.is_cuda else 1
+        multiple = _MULTIPLE if kind == "grouped" and hidden.device.type in GPUS else 1
         for number, layer in enumerate(pack.layers):
             hidden, delta = run.expert(
                 hidden,
@@ -311,7 +312,7 @@ class FastPath:
     def _kind(self, hidden: Tensor, fastest: str) -> str:
         """How to attend: what is fastest on a GPU, unless the configuration says otherwise."""
         kind: str = self.host.attention
-        return kind if kind != "auto" or not hidden.is_cuda else fastest
+        return fastest if kind == "auto" and hidden.device.type in GPUS else kind
 
     def _functions(self, hidden: Tensor) -> Functions:
         """The layer functions, compiled where that is switched on and pays."""

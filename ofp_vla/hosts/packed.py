@@ -19,6 +19,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ofp_vla.hosts.engine import GPUS
 from ofp_vla.hosts.fp8 import quantised
 from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
 from ofp_vla.hosts.fused_layers import EPSILON, DecoderLayer, Norm, Product, Rotary, VisionLayer
@@ -81,7 +82,7 @@ class PrefixPack:
 def _widened(rise: Product, fall: Product, multiple: int | None = None) -> tuple[Product, Product]:
     """Both layers of an MLP with as many hidden values as a GPU multiplies best; the new ones are zero."""
     if multiple is None:
-        multiple = _MULTIPLE if rise.weight.is_cuda else 1
+        multiple = _MULTIPLE if rise.weight.device.type in GPUS else 1
     more = -len(rise.weight) % multiple
     if not more:
         return rise, fall

@@ -9,7 +9,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from ofp_vla.core import Query
 from ofp_vla.counting import count
 from ofp_vla.hosts import fused_layers
-from ofp_vla.hosts.engine import Levers
+from ofp_vla.hosts.engine import GPUS, Levers
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
 from ofp_vla.policies.sampling import Sampling
 from tests.support.tiny import CAMERAS, HORIZON, WIDTH, tiny_batch, tiny_policy, train_head
@@ -61,6 +61,20 @@ def test_chunks_are_those_without_the_fast_path(acting, batch, way):
     batch, way = BATCHES[batch], WAYS[way]
     off = drawn(acting, "off", batch, way)
     assert (drawn(acting, "on", batch, way) - off).abs().max() <= ROUNDING * off.abs().max()
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_chunks_by_the_kernels_and_sizes_of_a_gpu_are_those_of_a_cpu(host, batch):
+    policy = tiny_policy(host=host, allow_missing_cameras=True)
+    train_head(policy)
+    for way in (WAYS["one step"], WAYS["eight draws"]):
+        off = drawn(policy, "off", BATCHES[batch], way)
+        GPUS.add("cpu")
+        try:
+            on = drawn(policy, "on", BATCHES[batch], way)
+        finally:
+            GPUS.remove("cpu")
+        assert (on - off).abs().max() <= ROUNDING * off.abs().max()
 
 
 @pytest.mark.parametrize("lever", Levers.names())
