@@ -169,7 +169,8 @@ class FastPath:
             self.reason = "a gradient may be wanted"
         elif host.model.training and not (self._in_training and frozen(role)):
             self.reason = "the weights are being trained"
-            packs.pop(role, None)
+            if packs.pop(role, None) is not None:
+                host.captures.drop()  # they read its memory
         if self.reason:
             return None
         pack = packs.get(role, _NOTHING)

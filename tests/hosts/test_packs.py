@@ -205,6 +205,19 @@ def test_recordings_end_with_the_copies_that_they_read(kind, monkeypatch):
     assert policy.host.captures.dropped == 3
 
 
+def test_copies_given_up_in_the_middle_of_a_training_take_their_recordings_along(monkeypatch):
+    install(monkeypatch)
+    policy = made("pi05")
+    policy.host.fast.in_training = False
+    for _ in range(3):
+        chunk(policy)
+    assert policy.host.captures.kept
+    policy.model.train()  # not the policy, which would drop them itself
+    with torch.no_grad():
+        assert policy.host.pack() is None
+    assert not policy.host.captures.kept
+
+
 def test_roles_have_experts_of_their_own_and_share_a_frozen_prefix(kind):
     policy = made(kind, lora=True)
     policy.host.roles.add(EMA)
