@@ -29,8 +29,6 @@ from ofp_vla.hosts.roles import EMA, TRAINED
 logger = logging.getLogger(__name__)
 
 _NOTHING: Any = object()
-# Products of a GPU are faster where sizes are multiples of this.
-_MULTIPLE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +281,7 @@ class FastPath:
         run = self._functions(hidden)
         delta, gate = _nothing(hidden, run), norms[1].gate
         kind = self._kind(hidden, "grouped" if queries == 1 else "sdpa")
-        multiple = _MULTIPLE if kind == "grouped" and hidden.device.type in GPUS else 1
+        rounded = kind == "grouped" and hidden.device.type in GPUS
         for number, layer in enumerate(pack.layers):
             hidden, delta = run.expert(
                 hidden,
@@ -297,7 +295,7 @@ class FastPath:
                 layer,
                 norms[2 * number + 1],
                 kind,
-                multiple,
+                rounded,
             )
             gate = norms[2 * number + 1].gate
         last = normed(added(hidden, delta, gate)[:, tokens - horizon :], norms[-1])

@@ -19,6 +19,8 @@ from ofp_vla.hosts.fp8 import multiply_fp8
 
 # Of every norm in SigLIP, Gemma and the expert.
 EPSILON = 1e-6
+# Keys of a product that is to be fast on a GPU.
+_MULTIPLE = 8
 
 
 Rotary = tuple[Tensor, Tensor]
@@ -140,7 +142,7 @@ def expert_layer(
     layer: DecoderLayer,
     mlp_norm: Norm,
     attention: str,
-    multiple: int = 1,
+    rounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One layer of the action expert for Q chunks of each of B observations.
 
@@ -156,7 +158,7 @@ def expert_layer(
         layer: weights.
         mlp_norm: before the MLP.
         attention: see `fast_attention`.
-        multiple: keys and values are padded to a multiple of so many, which products of a GPU ask for.
+        rounded: whether keys and values are padded to a number that a GPU multiplies faster.
 
     Returns:
         `hidden` and `delta` for the next layer.
@@ -164,8 +166,9 @@ def expert_layer(
     hidden = added(hidden, delta, gate)
     query, key, value = _projected(normed(hidden, norm), rotary, layer.qkv)
     real = prefix_key.shape[2] + key.shape[2]
-    key, value = (_behind(*pair, -real % multiple) for pair in ((prefix_key, key), (prefix_value, value)))
-    mixed = fast_attention(attention, query, key, value, mask, real if multiple > 1 else None)
+    padding = -real % _MULTIPLE if rounded else 0
+    key, value = (_behind(*pair, padding) for pair in ((prefix_key, key), (prefix_value, value)))
+    mixed = fast_attention(attention, query, key, value, mask, real if rounded else None)
     return _finished(hidden, mixed, layer, norm, mlp_norm)
 
 
