@@ -2,8 +2,8 @@
 
 `--policy.engine=off` leaves all of them out, `--policy.engine=-unmasked,-times` two; `+fp8` asks for one that
 is off. Weights, adapters, roles and types may change between any two calls: `graphs` reads weights in place
-and sees when they move; `packed` and `constants` keep copies, and `ofp_vla.hosts.freshness` says when these
-are made again. docs/performance.md says what each is worth.
+and sees when they move; `packed` and `constants` keep copies, and `ofp_vla.hosts.fast.freshness` says when
+these are made again. docs/performance.md says what each is worth.
 """
 
 from __future__ import annotations

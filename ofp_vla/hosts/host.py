@@ -23,7 +23,7 @@ from ofp_vla.hosts.attention import ATTENTION
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.observation import Observation, Prefix, PromptExtent
 from ofp_vla.hosts.recording.cuda import has_numbers
-from ofp_vla.hosts.regions import Layers, Regions
+from ofp_vla.hosts.recording.regions import Layers, Regions
 from ofp_vla.hosts.repeating import Repeating
 from ofp_vla.hosts.roles import STUDENT, Roles
 

@@ -16,13 +16,13 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch import Tensor, nn
 from transformers.models.gemma import modeling_gemma
 
+from ofp_vla.hosts.architectures.paligemma_arch import SIZES
 from ofp_vla.hosts.attention import attend, heads
-from ofp_vla.hosts.fast_path import FastPath, Pack, Times
-from ofp_vla.hosts.fp8 import refuse_missing
+from ofp_vla.hosts.fast.fast_path import FastPath, Pack, Times
+from ofp_vla.hosts.fast.fp8 import refuse_missing
+from ofp_vla.hosts.fast.packed import ExpertPack
 from ofp_vla.hosts.host import FlowHost, Observation, Prefix
 from ofp_vla.hosts.modulation import Modulation, normed
-from ofp_vla.hosts.packed import ExpertPack
-from ofp_vla.hosts.paligemma_arch import SIZES
 from ofp_vla.hosts.roles import STUDENT
 
 # LeRobot's PaliGemma, which its constructor spells out.

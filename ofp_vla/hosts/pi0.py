@@ -9,14 +9,14 @@ import torch
 from lerobot.policies.pi0.modeling_pi0 import PI0Pytorch
 from torch import Tensor, nn
 
+from ofp_vla.hosts.architectures.paligemma_arch import SIZES, PaliGemmaSize, SizedPaliGemmaWithExpert
 from ofp_vla.hosts.attention import packed_mask
-from ofp_vla.hosts.fast_path import Times
-from ofp_vla.hosts.fused_layers import multiply
+from ofp_vla.hosts.fast.fast_path import Times
+from ofp_vla.hosts.fast.fused_layers import multiply
+from ofp_vla.hosts.fast.packed import ExpertPack
 from ofp_vla.hosts.host import Prefix
 from ofp_vla.hosts.interval import MixedTimeHost
-from ofp_vla.hosts.packed import ExpertPack
 from ofp_vla.hosts.paligemma import PaliGemmaHost
-from ofp_vla.hosts.paligemma_arch import SIZES, PaliGemmaSize, SizedPaliGemmaWithExpert
 
 
 class SizedPI0(PI0Pytorch):

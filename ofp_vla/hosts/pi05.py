@@ -10,14 +10,14 @@ from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
 from lerobot.policies.pi05.modeling_pi05 import PI05Pytorch
 from torch import Tensor, nn
 
+from ofp_vla.hosts.architectures.paligemma_arch import SIZES, PaliGemmaSize, SizedPaliGemmaWithExpert
 from ofp_vla.hosts.attention import packed_mask
-from ofp_vla.hosts.fast_path import Times
-from ofp_vla.hosts.fused_layers import multiply
+from ofp_vla.hosts.fast.fast_path import Times
+from ofp_vla.hosts.fast.fused_layers import multiply
+from ofp_vla.hosts.fast.packed import ExpertPack
 from ofp_vla.hosts.host import Prefix
 from ofp_vla.hosts.modulation import Modulation
-from ofp_vla.hosts.packed import ExpertPack
 from ofp_vla.hosts.paligemma import PaliGemmaHost
-from ofp_vla.hosts.paligemma_arch import SIZES, PaliGemmaSize, SizedPaliGemmaWithExpert
 
 
 class SizedPI05(PI05Pytorch):

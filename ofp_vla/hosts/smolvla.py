@@ -14,10 +14,7 @@ import torch
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 
-from ofp_vla.hosts.attention import attend, packed_mask
-from ofp_vla.hosts.host import FlowHost, Observation, Prefix
-from ofp_vla.hosts.interval import MixedTimeHost
-from ofp_vla.hosts.smolvla_arch import (
+from ofp_vla.hosts.architectures.smolvla_arch import (
     PUBLISHED,
     OfflineVLAFlowMatching,
     load_vlm_weights,
@@ -25,7 +22,10 @@ from ofp_vla.hosts.smolvla_arch import (
     vlm_config,
     vlm_layers,
 )
-from ofp_vla.hosts.smolvla_layers import cross_layer, patch_positions, self_layer, vlm_layer
+from ofp_vla.hosts.architectures.smolvla_layers import cross_layer, patch_positions, self_layer, vlm_layer
+from ofp_vla.hosts.attention import attend, packed_mask
+from ofp_vla.hosts.host import FlowHost, Observation, Prefix
+from ofp_vla.hosts.interval import MixedTimeHost
 
 
 class SmolVLAHost(MixedTimeHost):

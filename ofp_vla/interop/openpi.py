@@ -27,8 +27,8 @@ from ofp_vla.checkpoints.stock import policy_names
 from ofp_vla.checkpoints.tensors import Planned, Stored, file_size, write_tensors
 from ofp_vla.errors import CheckpointError
 from ofp_vla.hosts import host_of
+from ofp_vla.hosts.architectures.paligemma_arch import SIZES
 from ofp_vla.hosts.interval import HEAD
-from ofp_vla.hosts.paligemma_arch import SIZES
 from ofp_vla.interop.norm_stats import find_norm_stats, read_norm_stats
 from ofp_vla.policies.one_step.statistics import adopt_statistics
 from ofp_vla.policies.processors.steps import make_processors

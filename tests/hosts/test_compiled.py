@@ -8,8 +8,8 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 from torch._dynamo.utils import counters
 
 from ofp_vla.core.draws import normal
-from ofp_vla.hosts import compiled as under_test
 from ofp_vla.hosts.engine import Levers
+from ofp_vla.hosts.fast import compiled as under_test
 from ofp_vla.policies.sampling import Sampling
 from tests.support.tiny import HORIZON, WIDTH, WORDS, tiny_batch, tiny_policy, train_head
 
@@ -26,7 +26,7 @@ def compile_by(monkeypatch):
         counters.clear()
         under_test.compiled.cache_clear()
         monkeypatch.setattr(under_test, "COMPILED_ON", {"cpu": backend})
-        monkeypatch.setattr("ofp_vla.hosts.fast_path.COMPILED_ON", {"cpu": backend})
+        monkeypatch.setattr("ofp_vla.hosts.fast.fast_path.COMPILED_ON", {"cpu": backend})
 
     yield use
     torch._dynamo.reset()

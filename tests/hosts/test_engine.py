@@ -8,8 +8,8 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
 
 from ofp_vla.core import Query
 from ofp_vla.counting import count
-from ofp_vla.hosts import fused_layers
 from ofp_vla.hosts.engine import GPUS, Levers
+from ofp_vla.hosts.fast import fused_layers
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
 from ofp_vla.policies.sampling import Sampling
 from tests.support.tiny import CAMERAS, HORIZON, WIDTH, tiny_batch, tiny_policy, train_head

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ofp_vla.errors import DeviceError
-from ofp_vla.hosts import fp8
+from ofp_vla.hosts.fast import fp8
 from ofp_vla.policies.sampling import Sampling
 from tests.support.tiny import HORIZON, WIDTH, tiny_batch, tiny_policy, train_head
 

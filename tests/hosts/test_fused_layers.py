@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ofp_vla.hosts.attention import attend, fast_attention
-from ofp_vla.hosts.fused_layers import DecoderLayer, Norm, Product, expert_layer, multiply
-from ofp_vla.hosts.packed import _widened
+from ofp_vla.hosts.fast.fused_layers import DecoderLayer, Norm, Product, expert_layer, multiply
+from ofp_vla.hosts.fast.packed import _widened
 
 G = torch.Generator().manual_seed(0)
 

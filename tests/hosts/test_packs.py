@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ofp_vla.hosts.freshness import Sources, Watch
+from ofp_vla.hosts.fast.freshness import Sources, Watch
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
 from ofp_vla.policies.sampling import Sampling
 from tests.support.recording import install

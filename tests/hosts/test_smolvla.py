@@ -13,7 +13,7 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 
 from ofp_vla.core import Query
 from ofp_vla.counting import count
-from ofp_vla.hosts.smolvla_arch import PUBLISHED, TINY, OfflineVLAFlowMatching, model_name
+from ofp_vla.hosts.architectures.smolvla_arch import PUBLISHED, TINY, OfflineVLAFlowMatching, model_name
 from ofp_vla.policies.smolvla_ofp.configuration_smolvla_ofp import SmolVLAOFPConfig
 from ofp_vla.policies.smolvla_ofp.modeling_smolvla_ofp import SmolVLAOFPPolicy
 from tests.support.stock import inputs, stock_velocity

@@ -20,7 +20,7 @@ from ofp_vla.checkpoints.assets import tiny_base, tiny_tokenizer
 from ofp_vla.checkpoints.files import WEIGHTS
 from ofp_vla.checkpoints.merge import merge
 from ofp_vla.errors import CheckpointError
-from ofp_vla.hosts.paligemma_arch import SIZES
+from ofp_vla.hosts.architectures.paligemma_arch import SIZES
 from ofp_vla.hosts.pi05 import SizedPI05
 from ofp_vla.interop.export import export, stock_config
 from ofp_vla.policies.checkpoint import load_policy

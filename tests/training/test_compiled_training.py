@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from ofp_vla.core.objectives import OFPConfig
-from ofp_vla.hosts import regions
+from ofp_vla.hosts.recording import regions
 from tests.support.tiny import tiny_batch, tiny_policy
 
 

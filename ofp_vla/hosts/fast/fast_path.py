@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ofp_vla.hosts.compiled import COMPILED_ON, PLAIN, Functions, compiled
 from ofp_vla.hosts.engine import GPUS
-from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
-from ofp_vla.hosts.fused_layers import EPSILON, Norm, Product, added, multiply, normed
+from ofp_vla.hosts.fast.compiled import COMPILED_ON, PLAIN, Functions, compiled
+from ofp_vla.hosts.fast.freshness import NotPacked, Sources, Unwatched, Watch
+from ofp_vla.hosts.fast.fused_layers import EPSILON, Norm, Product, added, multiply, normed
+from ofp_vla.hosts.fast.packed import ExpertPack, PrefixPack, pack_expert, pack_prefix
 from ofp_vla.hosts.observation import Observation, Prefix
-from ofp_vla.hosts.packed import ExpertPack, PrefixPack, pack_expert, pack_prefix
 from ofp_vla.hosts.recording.cuda import has_numbers
 from ofp_vla.hosts.roles import EMA, TRAINED
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ofp_vla.hosts.attention import fast_attention
-from ofp_vla.hosts.fp8 import multiply_fp8
+from ofp_vla.hosts.fast.fp8 import multiply_fp8
 
 # Of every norm in SigLIP, Gemma and the expert.
 EPSILON = 1e-6

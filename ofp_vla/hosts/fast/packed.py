@@ -2,7 +2,7 @@
 
 Copied are SigLIP in the language model's type, joined queries, keys and values, and a role's whole expert
 with its adapters merged in (in float32, cast once). The rest of the prefix, most of the weights, stays the
-policy's own. `ofp_vla.hosts.freshness` tells when a copy is no longer true.
+policy's own. `ofp_vla.hosts.fast.freshness` tells when a copy is no longer true.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ofp_vla.hosts.engine import GPUS
-from ofp_vla.hosts.fp8 import quantised
-from ofp_vla.hosts.freshness import NotPacked, Sources, Unwatched, Watch
-from ofp_vla.hosts.fused_layers import EPSILON, DecoderLayer, Norm, Product, Rotary, VisionLayer
+from ofp_vla.hosts.fast.fp8 import quantised
+from ofp_vla.hosts.fast.freshness import NotPacked, Sources, Unwatched, Watch
+from ofp_vla.hosts.fast.fused_layers import EPSILON, DecoderLayer, Norm, Product, Rotary, VisionLayer
 from ofp_vla.hosts.recording.cuda import has_numbers
 
 _GELU = "gelu_pytorch_tanh"

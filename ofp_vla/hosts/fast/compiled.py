@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 
-from ofp_vla.hosts.fused_layers import expert_layer, prefix_keys, prefix_layer, vision_layer
+from ofp_vla.hosts.fast.fused_layers import expert_layer, prefix_keys, prefix_layer, vision_layer
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _ROUNDING, _ROUNDING_16 = 1e-4, 3e-2
 
 
 class Functions(NamedTuple):
-    """One function a kind of layer, see `ofp_vla.hosts.fused_layers`."""
+    """One function a kind of layer, see `ofp_vla.hosts.fast.fused_layers`."""
 
     vision: Callable[..., Any]
     prefix: Callable[..., Any]
