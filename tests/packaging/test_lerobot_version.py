@@ -29,6 +29,7 @@ COMMANDS = [
     ["demo"],
     ["study", "smoke"],
     ["compare-open-loop", "checkpoint", "folder"],
+    ["bench", "--random-init"],
     ["push", "checkpoint", "me/x"],
     ["pull", "me/x"],
     ["merge", "checkpoint", "--output", "out"],
