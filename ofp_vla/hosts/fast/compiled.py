@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 
 from ofp_vla.hosts.fast.fused_layers import expert_layer, prefix_keys, prefix_layer, vision_layer
+from ofp_vla.hosts.recording.compilers import graphs_made, told
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +50,14 @@ class Compiled:
         """What the function gives."""
         if self._run is None:
             return self._plain(*given)
-        before = _graphs()
+        before = graphs_made()
         try:
             found = self._run(*given)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the compiler says, the call itself can be answered
-            return self._refused(given, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        if _graphs() == before:
+            return self._refused(given, told(error, 300))
+        if graphs_made() == before:
             return found
         plain = self._plain(*given)
         apart, bound = _apart(found, plain)
@@ -69,10 +69,6 @@ class Compiled:
         self._run = None
         logger.warning("%s runs uncompiled: %s", self._plain.__name__, reason)
         return self._plain(*given)
-
-
-def _graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
 
 
 def _apart(found: Any, plain: Any) -> tuple[float, float]:

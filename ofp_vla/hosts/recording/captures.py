@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ofp_vla.hosts.recording.buffers import Buffers, Kept, buffers, copy, signature
+from ofp_vla.hosts.recording.compilers import told
 from ofp_vla.hosts.recording.cuda import CaptureFailed, CudaGraphs
 from ofp_vla.hosts.recording.proof import Unequal, change, check
 from ofp_vla.hosts.recording.rehearsal import rehearse
@@ -382,5 +383,4 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _told(error: BaseException) -> str:
-    first = _chain(error)[-1]
-    return f"{type(first).__name__}: {' '.join(str(first).split())[:200]}"
+    return told(_chain(error)[-1], 200)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ofp_vla.hosts.engine import Levers
 from ofp_vla.hosts.recording.captures import Captures
+from ofp_vla.hosts.recording.compilers import graphs_made, told
 from ofp_vla.hosts.recording.proof import FUSED, check
 from ofp_vla.hosts.roles import STUDENT, Roles
 
@@ -53,17 +53,17 @@ class Regions:
             self._compiled[whole] = torch.compile(
                 whole, backend=BACKENDS[device], fullgraph=True, dynamic=False
             )
-        before = _graphs()
+        before = graphs_made()
         try:
             out = self._compiled[whole](*given)
-            if _graphs() != before:
+            if graphs_made() != before:
                 _compare(self._compiled[whole], whole, given)
             return out
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler has many; if it is the function's own, it comes again
             out = function(*args)
-            self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.reason = told(error, 200)
             logger.warning("a training step's layers run operator by operator, uncompiled: %s", self.reason)
             return out
 
@@ -104,10 +104,6 @@ class Layers:
                 return function(*args)
 
         return run
-
-
-def _graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
 
 
 def _compare(compiled: Callable[..., Any], plain: Callable[..., Any], given: Any) -> None:
