@@ -156,7 +156,8 @@ def _shared(stock: nn.Module, handover: Handover) -> dict[int, Any]:
         twin = parameter
         # Quantised parameters carry more than data and stay the same object.
         if type(parameter) is nn.Parameter:
-            twin = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+            # Detached, not `data`: a change of one is counted as a change of the other.
+            twin = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
             handover.twins.append((parameter, twin))
         memo[id(parameter)] = twin
     memo |= {id(buffer): buffer for buffer in stock.buffers()}

@@ -156,7 +156,7 @@ class LocalPolicy:
             raise DataError(f"policy {self.name!r}: sessions {sessions} ask twice in one call")
         policy = self.loaded.policy
         if any(request.reset for request in requests):
-            policy.host.verify_packs()
+            policy.verify_packs()
         batch = self.loaded.preprocess(self._raw(requests))
         # A server puts the connection's name before the client's own.
         real = [row for row, each in enumerate(sessions) if each.rpartition("/")[2] not in _MADE_UP]

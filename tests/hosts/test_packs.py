@@ -98,7 +98,14 @@ def by_vision(policy):
     stir([next(p for n, p in policy.named_parameters() if n.endswith("fc1.weight"))])
 
 
+def by_another_module(policy):
+    layers = policy.get_submodule(LAYER.rpartition(".")[0])
+    layers[1] = copy.deepcopy(layers[1])
+    stir(layers[1].parameters())
+
+
 CHANGES = [by_version, by_optimiser, by_loading, by_another_parameter, by_other_data, by_time, by_vision]
+CHANGES += [by_another_module]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -299,8 +306,19 @@ def merged(policy):
     policy.eval()
 
 
+def computed(policy):
+    norm = policy.model.paligemma_with_expert.paligemma.model.language_model.layers[1].input_layernorm
+    nn.utils.parametrize.register_parametrization(norm, "weight", nn.Tanh())
+
+
 @pytest.mark.parametrize(
-    ("change", "reason"), [(hooked, "a hook"), (replaced, "Other"), (merged, "merged into its base")]
+    ("change", "reason"),
+    [
+        (hooked, "a hook"),
+        (replaced, "Other"),
+        (merged, "merged into its base"),
+        (computed, "weight is no parameter"),
+    ],
 )
 def test_what_cannot_be_copied_runs_by_its_modules_and_says_why_once(change, reason, caplog):
     policy = made("pi05")

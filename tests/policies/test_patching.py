@@ -70,6 +70,17 @@ def step(policy, rate=1e-3):
     policy.eval()
 
 
+def test_a_change_of_the_original_acts_in_the_next_chunk_of_the_patched_policy():
+    stock = stock_policy("pi05")
+    patched = ofp_vla.patch(stock, **SETTINGS)
+    before = patched.draw(tiny_batch(), noise=noise()).chunk
+    stock.load_state_dict({name: 1.1 * weight for name, weight in stock.state_dict().items()})
+    after = patched.draw(tiny_batch(), noise=noise()).chunk
+    assert (after - before).abs().max() > 1e-2
+    patched.reset()
+    assert torch.equal(patched.draw(tiny_batch(), noise=noise()).chunk, after)
+
+
 def test_patched_policy_holds_the_memory_of_the_original_and_one_new_head(host):
     stock = stock_policy(host)
     before = pointers(stock)

@@ -185,7 +185,7 @@ class FastPath:
         return packs[role]
 
     def _made(self, packs: dict[str, Any], make: Callable[[Sources], Any], role: str) -> Any:
-        sources = Sources(self.host.roles.stand_ins(role))
+        sources = Sources(self.host.roles.stand_ins(role), self.host.model)
         try:
             pack = make(sources)
             pack.watch = Watch(sources)

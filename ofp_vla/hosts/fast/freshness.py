@@ -3,12 +3,13 @@
 A copy of changed weights gives wrong actions without an error, and nothing cheap tells every change: writing
 through `tensor.data` moves neither a tensor's address nor its version. So a `Watch` has two questions.
 `stale`, asked at every use, costs a quarter of a microsecond a tensor and sees what autograd, optimisers,
-`load_state_dict`, `.to`, adapters and weight roles do. `changed`, asked where an episode begins, reads every
-copied weight once.
+`load_state_dict`, `.to`, adapters and weight roles do, and that a module was replaced. `changed`, asked where
+an episode begins, reads every copied weight once.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from itertools import repeat
@@ -34,11 +35,11 @@ class NotPacked(Exception):
 
 
 class Source(NamedTuple):
-    """A tensor and where it was found, so that another in its place is noticed."""
+    """A tensor or a module and where it was found, so that another in its place is noticed."""
 
     holder: Mapping[str, Any]
     name: str
-    tensor: Tensor
+    found: Any
 
 
 class Sources:
@@ -51,12 +52,14 @@ class Sources:
 
     Args:
         stand_ins: see `Roles.stand_ins`.
+        root: where all these modules stand, so that another in the place of one is noticed.
         checked: whether tensors that a `Watch` cannot watch are refused.
     """
 
     def __init__(
         self,
         stand_ins: Mapping[int, tuple[Mapping[str, Tensor], str]] | None = None,
+        root: nn.Module | None = None,
         *,
         checked: bool = True,
     ) -> None:
@@ -64,6 +67,7 @@ class Sources:
         self.used: dict[int, Source] = {}
         self.modules: dict[int, nn.Module] = {}
         self._stand_ins = stand_ins or {}
+        self._root = root
         self._checked = checked
 
     def enter(self, module: nn.Module) -> None:
@@ -96,7 +100,7 @@ class Sources:
             source, copied = Source(holder, name, holder[name]), True
         else:
             source = Source(holder, name, tensor)
-        (self.copied if copied else self.used)[id(source.tensor)] = source
+        (self.copied if copied else self.used)[id(source.found)] = source
         return tensor.detach()
 
     def read_all(self, module: nn.Module, *, copied: bool = True) -> None:
@@ -109,6 +113,20 @@ class Sources:
             self.enter(part)
             for name in part._parameters:
                 self.read(part, name, copied=copied)
+
+    def places(self) -> list[Source]:
+        """Where each module passed through stands below the root, and each module that it stands in."""
+        around: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+        for module in self._root.modules() if self._root is not None else ():
+            for name, child in module._modules.items():
+                around[id(child)].append((module, name))
+        found, waiting = [], list(self.modules.values())
+        while waiting:
+            module = waiting.pop()
+            for holder, name in around.pop(id(module), ()):
+                found.append(Source(holder._modules, name, module))
+                waiting.append(holder)
+        return found
 
 
 class Unwatched:
@@ -131,12 +149,11 @@ class Watch:
     def __init__(self, sources: Sources) -> None:
         copied = list(sources.copied.values())
         every = copied + [s for key, s in sources.used.items() if key not in sources.copied]
-        devices = {source.tensor.device for source in every}
+        devices = {source.found.device for source in every}
         if len(devices) > 1:
             raise NotPacked(f"the weights lie on several devices: {sorted(map(str, devices))}")
-        self._tensors = [source.tensor for source in every]
-        self._holders = [source.holder for source in every]
-        self._names = [source.name for source in every]
+        self._tensors: list[Tensor] = [source.found for source in every]
+        self._holders, self._names, self._found = zip(*every, *sources.places(), strict=True)
         self._copied = self._tensors[: len(copied)]
         modules = sources.modules.values()
         self._known = [module.__dict__ for module in modules]
@@ -158,7 +175,7 @@ class Watch:
         """Whether anything that is seen without reading the weights has changed; asks no device."""
         try:
             return (
-                not all(map(is_, map(getitem, self._holders, self._names), self._tensors))
+                not all(map(is_, map(getitem, self._holders, self._names), self._found))
                 or list(map(_address, self._tensors)) != self._addresses
                 or list(map(_version, self._copied)) != self._versions
                 or any(map(_expired, self._cells))
@@ -166,7 +183,7 @@ class Watch:
                 or any(self._hooks)
                 or any(map(contains, self._known, repeat("forward")))
             )
-        except KeyError:  # a parameter or a role is gone
+        except KeyError:  # a parameter, a module or a role is gone
             return True
 
     def changed(self) -> bool:

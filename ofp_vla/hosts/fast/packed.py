@@ -262,6 +262,13 @@ class _Reader:
         self.sources.enter(module)
         return module
 
+    def weight(self, module: nn.Module, name: str = "weight", *, copied: bool = True) -> Tensor:
+        """A parameter that has to be there: one that is computed, as by a parametrisation, is not."""
+        weight = self.sources.read(module, name, copied=copied)
+        if weight is None:
+            raise NotPacked(f"{type(module).__name__}.{name} is no parameter")
+        return weight
+
     def linear(self, module: Any, *, copied: bool) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of a linear layer with what its adapters add, in float32 if they add anything."""
         if isinstance(module, ModulesToSaveWrapper):
@@ -274,9 +281,7 @@ class _Reader:
         if type(module) is LoraLinear:
             return self._adapted(module, copied)
         _require(type(module) is nn.Linear, f"a layer is a {type(module).__module__}.{type(module).__name__}")
-        weight = self.sources.read(module, "weight", copied=copied)
-        assert weight is not None
-        return weight, self.sources.read(module, "bias", copied=copied)
+        return self.weight(module, copied=copied), self.sources.read(module, "bias", copied=copied)
 
     def _adapted(self, module: Any, copied: bool) -> tuple[Tensor, Tensor | None]:
         self.enter(module)
@@ -310,17 +315,12 @@ class _Reader:
     def norm(self, module: Any) -> Norm:
         """LeRobot's root mean square norm."""
         _require(module.dense is None and module.eps == EPSILON, "another norm in the prefix")
-        weight = self.sources.read(module, "weight")
-        assert weight is not None
-        return Norm(1.0 + weight.float())
+        return Norm(1.0 + self.weight(module).float())
 
     def layer_norm(self, module: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight and bias."""
         _require(type(module) is nn.LayerNorm and module.eps == EPSILON, "another norm in the vision tower")
-        weight, bias = self.sources.read(module, "weight"), self.sources.read(module, "bias")
-        assert weight is not None
-        assert bias is not None
-        return weight.to(dtype), bias.to(dtype)
+        return self.weight(module).to(dtype), self.weight(module, "bias").to(dtype)
 
     def vision_layer(self, layer: Any, dtype: torch.dtype) -> VisionLayer:
         for module in (layer, layer.self_attn, layer.mlp):
@@ -352,13 +352,11 @@ class _Reader:
         self, embeddings: Any, dtype: torch.dtype | None
     ) -> tuple[Product | Callable[[Tensor], Tensor], Tensor]:
         """How pixels become features, and the embedding of their places."""
-        places = self.sources.read(embeddings.position_embedding, "weight")
-        assert places is not None
+        places = self.weight(embeddings.position_embedding)
         stem = embeddings.patch_embedding
         if type(stem) is nn.Conv2d:
             _require(stem.kernel_size == stem.stride and stem.padding in ("valid", (0, 0)), "other patches")
-            weight, bias = self.sources.read(stem, "weight"), self.sources.read(stem, "bias")
-            assert weight is not None
+            weight, bias = self.weight(stem), self.sources.read(stem, "bias")
             cast = dtype or weight.dtype
             return Product(weight.flatten(1).to(cast), None if bias is None else bias.to(cast)), places
         own = dtype in (None, stem.weight.dtype)

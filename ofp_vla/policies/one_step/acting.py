@@ -23,6 +23,7 @@ from ofp_vla.policies.one_step.continuation import LeftOver, check_guidance
 from ofp_vla.policies.one_step.drawing import Drawing, Drawn, Start
 from ofp_vla.policies.one_step.first_chunks import draw_compared
 from ofp_vla.policies.one_step.guard import ActionGuard, refuse_bad_numbers
+from ofp_vla.policies.one_step.turns import Turn, in_turn
 from ofp_vla.policies.one_step.warm_start import LastChunk, rebase
 from ofp_vla.policies.sampling import Sampling, trains_one_jump
 
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 class Acting(HostPolicy):
     """`select_action`, `predict_action_chunk` and the stateless `generate` of a one-step policy."""
 
+    turn: Turn
     _remarked = False
 
+    @in_turn
     def reset(self) -> None:
         """Forgets the queued actions and the last chunk; call it when an episode starts.
 
@@ -42,9 +45,15 @@ class Acting(HostPolicy):
         self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
         self._queue_state: Tensor | None = None
         self._last: LastChunk | None = None
+        self.verify_packs()
+
+    @in_turn
+    def verify_packs(self) -> None:
+        """Drops copies of weights that have other bits by now; may wait for the device."""
         if self._host is not None:
             self._host.verify_packs()
 
+    @in_turn
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
         """Next action (B, A) in normalised units; predicts a chunk when the queue is empty.
@@ -73,6 +82,7 @@ class Acting(HostPolicy):
             action = rebase(action, self._queue_state, batch[OBS_STATE], scale)
         return action
 
+    @in_turn
     @torch.no_grad()
     def predict_action_chunk(
         self,
@@ -134,6 +144,7 @@ class Acting(HostPolicy):
         self._last = LastChunk(chunk, batch.get(OBS_STATE))
         return chunk[..., : self._action_size]
 
+    @in_turn
     @torch.no_grad()
     def generate(
         self,
@@ -164,6 +175,7 @@ class Acting(HostPolicy):
         role = self.acting_role()
         return self.draw(batch, noise=noise, sampling=way, warm=warm, warm_rows=warm_rows, role=role).chunk
 
+    @in_turn
     @torch.no_grad()
     def draw(
         self,
@@ -303,6 +315,7 @@ class Acting(HostPolicy):
             self.init_rtc_processor()
         return self.config.rtc_config
 
+    @in_turn
     def supports_rtc(self) -> bool:
         """Whether LeRobot's real-time engine gets chunks from this policy; a warning says why not."""
         try:
@@ -337,6 +350,7 @@ class Acting(HostPolicy):
         """`chunk` (B, H, A) with what is left fading out of it, and the frozen actions in their place."""
         return left.freeze(self.guard(left.fade(chunk, left.weights(rtc, chunk.shape[1]))))
 
+    @in_turn
     def guided_chunk(
         self,
         batch: dict[str, Tensor],

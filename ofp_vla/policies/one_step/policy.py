@@ -52,6 +52,7 @@ from ofp_vla.policies.one_step.guard import (
 from ofp_vla.policies.one_step.persistence import Persistence
 from ofp_vla.policies.one_step.sharding import prepare_sharding
 from ofp_vla.policies.one_step.statistics import adopt_statistics, normalization_mode
+from ofp_vla.policies.one_step.turns import Turn
 from ofp_vla.policies.pictures import read_pictures
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class OneStepPolicy(Persistence, Acting):
             self.host_class.enable_checkpointing(model)
         self.objective = config.make_objective()
         self._host = None
+        self.turn = Turn()
         # Set by ofp_vla.patch, which gives the original back from it.
         self.handover: Any = None
         self._guard = ActionGuard(config.action_low, config.action_high, config.action_margin)
@@ -149,12 +151,16 @@ class OneStepPolicy(Persistence, Acting):
 
     @property
     def host(self) -> FlowHost:
-        """The host around this policy's core; made again if PEFT has wrapped the policy since."""
-        if self._host is None or has_adapters(self) != isinstance(self._host.roles, AdapterRoles):
-            self._host = self.host_class(
-                self.model, make_roles(self), self.config.attention, self.config.levers
-            )
-        return self._host
+        """The host around this policy's core; made again for another core, and once PEFT has wrapped it."""
+        host = self._host
+        if (
+            host is None
+            or host.model is not self.model
+            or has_adapters(self) != isinstance(host.roles, AdapterRoles)
+        ):
+            host = self.host_class(self.model, make_roles(self), self.config.attention, self.config.levers)
+            self._host = host
+        return host
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `to`, `half`, `cpu`: what was recorded or copied keeps memory where the weights were.

@@ -1,6 +1,8 @@
 """From a chunk to the robot: warm starts, relative actions across a queue, limits, numbers that are none."""
 
+import copy
 import logging
+import threading
 
 import pytest
 import torch
@@ -345,3 +347,46 @@ def test_limits_of_another_robot_are_refused_with_both_sizes_unless_new_statisti
 def test_more_action_dimensions_than_the_network_has_are_refused_with_both_sizes(host):
     with pytest.raises(DataError, match=rf"{ACTIONS} action dimensions.*max_action_dim={ACTIONS - 1}"):
         tiny_policy(host=host, max_action_dim=ACTIONS - 1)
+
+
+def test_threads_take_turns_with_a_policy_whose_weight_roles_are_one_state():
+    policy = tiny_policy()
+    policy.config.pretrained_path = "base"
+    policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 4})
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_(0, 0.2)
+    policy.config.trained_steps = 1
+    teacher, student = Sampling("host", 2, False), Sampling("interval", 2, False)
+    batch, found = tiny_batch(), {}
+
+    def draw(way):
+        found[way] = policy.draw(batch, noise=noise(), sampling=way).chunk
+
+    for way in (teacher, student):
+        draw(way)
+    alone, expert = dict(found), policy.host.expert
+    inside, go = threading.Event(), threading.Event()
+
+    def slow(*inputs):
+        inside.set()
+        assert go.wait(60)
+        return expert(*inputs)
+
+    first = threading.Thread(target=draw, args=[teacher])
+    others = [threading.Thread(target=draw, args=[student]), threading.Thread(target=policy.reset)]
+    found.clear()
+    policy.host.expert = slow
+    first.start()
+    assert inside.wait(60)
+    del policy.host.expert
+    for other in others:
+        other.start()
+        other.join(0.05)
+        assert other.is_alive()
+    go.set()
+    for thread in (first, *others):
+        thread.join()
+    assert all(torch.equal(found[way], alone[way]) for way in alone)
+    assert copy.deepcopy(policy).turn is not policy.turn
