@@ -1,5 +1,7 @@
 """What every test runs under: no network, one thread, an off-screen renderer, caches of its own."""
 
+import functools
+import inspect
 import os
 import shutil
 import subprocess
@@ -8,8 +10,11 @@ import sysconfig
 import tempfile
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from draccus.wrappers import docstring, field_wrapper
+from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = (
@@ -34,6 +39,10 @@ if _owner:
     os.environ[_HOME] = tempfile.mkdtemp(prefix="ofp-tests-")
     os.environ["HF_HOME"] = os.path.join(os.environ[_HOME], "huggingface")
     os.environ["HF_LEROBOT_HOME"] = os.path.join(os.environ[_HOME], "lerobot")
+
+# For each of 2,000 options, and at every parse, LeRobot's parser reads a class's source and a signature.
+docstring.get_attribute_docstring = functools.cache(docstring.get_attribute_docstring)
+field_wrapper.inspect = SimpleNamespace(getfullargspec=functools.cache(inspect.getfullargspec))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -71,10 +80,11 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         # No .pth either: another project's editable install is no dependency of ours.
         if not entry.name.startswith(OURS) and entry.suffix != ".pth":
             (dependencies / entry.name).symlink_to(entry)
-    venv.create(folder / "venv", with_pip=True)
+    # Without pip of its own, whose unpacking takes longer than all the rest.
+    venv.create(folder / "venv")
     python = folder / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True, capture_output=True)
+    install = [find_uv_bin(), "pip", "install", "-q", "--python", python, "--no-cache", "--compile-bytecode"]
+    subprocess.run([*install, "--no-deps", "--no-index", wheel], check=True, capture_output=True)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(f"{dependencies}\n")
     return python

@@ -1,13 +1,10 @@
 """Every remedy that `ofp-vla data check` prints is taken here, word for word; its finding is gone then."""
 
 import ast
-import functools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from draccus.wrappers import docstring
 from lerobot.policies.factory import make_pre_post_processors
 
 import ofp_vla.data.checks
@@ -29,15 +26,6 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
     for part in (policy, *make_pre_post_processors(policy.config, dataset_stats=random_stats())):
         part.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_parser() -> Iterator[None]:
-    """LeRobot's parser looks for the help text of every field, most of its time, again and again."""
-    with pytest.MonkeyPatch.context() as patch:
-        found = functools.cache(docstring.get_attribute_docstring)
-        patch.setattr(docstring, "get_attribute_docstring", found)
-        yield
 
 
 @pytest.fixture

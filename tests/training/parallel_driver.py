@@ -8,6 +8,7 @@ frames however they are spread over processes or parts. Writes what the trainer 
 <folder>/rank<R>.pt.
 """
 
+import functools
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from draccus.wrappers import docstring
 from lerobot.scripts import lerobot_train
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -100,7 +102,8 @@ def train(folder: Path, arguments: list[str], parts: int, fsdp: bool) -> None:
     def finish(accelerator):
         roles = made[0].host.roles
         state = {role: {k: v.detach().clone() for k, v in roles.tensors(role).items()} for role in ROLES}
-        state |= {"steps": made[0].config.trained_steps, "losses": losses, "frames": frames}
+        state |= {"steps": made[0].config.trained_steps, "total": made[0].config.total_steps}
+        state |= {"losses": losses, "frames": frames}
         state["sharded"] = sharded[-1]
         torch.save(state, folder / f"rank{accelerator.process_index}.pt")
         raise Ended
@@ -121,6 +124,8 @@ def train(folder: Path, arguments: list[str], parts: int, fsdp: bool) -> None:
 MAKE, UPDATE, FORWARD = lerobot_train.make_policy, lerobot_train.update_policy, OneStepPolicy.forward
 
 if __name__ == "__main__":
+    # Which LeRobot's parser reads from the sources for each option, once more for each training.
+    docstring.get_attribute_docstring = functools.cache(docstring.get_attribute_docstring)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         train(Path(job["folder"]), job["arguments"], job["parts"], job["fsdp"])
     # Taking gloo's groups down can hang once the other rank is gone.

@@ -146,27 +146,26 @@ def alone(base, others, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(base, images, tmp_path_factory):
-    """Two processes under DDP on two frames each, whole and in two parts, and by LoRA."""
-    jobs = {"whole": Job(base), "parts": Job(base, parts=2), "lora": Job(base, lora=True)}
-    return run(tmp_path_factory.mktemp("together"), images, 2, jobs)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("together")
 
 
 @pytest.fixture(scope="module")
-def sharded_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("sharded")
+def together(base, others, images, folder):
+    """Two processes on two frames each, in one launch.
 
-
-@pytest.fixture(scope="module")
-def sharded(base, others, images, sharded_folder):
-    """Two processes under FSDP, by LoRA, whole and in two parts, and for every host."""
+    Under DDP whole, in two parts and by LoRA; under FSDP by LoRA, whole and in two parts, and for every host.
+    """
     jobs = {
+        "whole": Job(base),
+        "parts": Job(base, parts=2),
+        "lora": Job(base, lora=True),
         "fsdp": Job(base, lora=True, fsdp=True),
         "fsdp parts": Job(base, parts=2, lora=True, fsdp=True),
         "fsdp resumed": Job(base, lora=True, fsdp=True, resumes="fsdp"),
         **{host: Job(other, lora=True, fsdp=True) for host, other in others.items()},
     }
-    return run(sharded_folder, images, 2, jobs)
+    return run(folder, images, 2, jobs)
 
 
 def size(base):
@@ -220,6 +219,19 @@ def test_two_processes_under_ddp_train_as_one_on_the_same_frames(alone, together
     assert_same_training(alone["whole"][0], together["whole"])
 
 
+def test_both_ranks_of_ddp_hold_the_same_bits_and_one_of_them_saved_them(together, folder):
+    first, second = together["whole"]
+    checkpoint = folder / "whole" / "run" / "checkpoints" / f"{STEPS:06d}" / "pretrained_model"
+    for role, file in (("student", "model.safetensors"), ("ema", "ema.safetensors")):
+        saved = load_file(checkpoint / file)
+        assert first[role].keys() == second[role].keys()
+        for name, tensor in first[role].items():
+            assert torch.equal(tensor, second[role][name]), (role, name)
+            assert torch.equal(tensor, saved[name]), (role, name)
+    assert any(not torch.equal(first["ema"][name], tensor) for name, tensor in first["student"].items())
+    assert [rank["total"] for rank in together["whole"]] == [STEPS] * 2
+
+
 def test_two_processes_with_their_batches_in_parts_train_as_one(alone, together):
     assert_same_training(alone["whole"][0], together["parts"])
 
@@ -229,8 +241,8 @@ def test_two_processes_under_ddp_train_adapters_as_one(alone, together):
     assert together["lora"][0]["sharded"] == 0
 
 
-def test_two_processes_under_fsdp_train_adapters_as_one(base, alone, sharded):
-    ranks = sharded["fsdp"]
+def test_two_processes_under_fsdp_train_adapters_as_one(base, alone, together):
+    ranks = together["fsdp"]
     assert_same_training(alone["lora"][0], ranks)
     # Each process holds its half of most of the base.
     assert [rank["sharded"] for rank in ranks] == [ranks[0]["sharded"]] * 2
@@ -238,28 +250,28 @@ def test_two_processes_under_fsdp_train_adapters_as_one(base, alone, sharded):
 
 
 @pytest.mark.parametrize("host", OTHERS)
-def test_two_processes_under_fsdp_train_adapters_of_other_hosts_as_one(host, alone, sharded):
-    assert_same_training(alone[host][0], sharded[host])
-    assert sharded[host][0]["sharded"] > 0
+def test_two_processes_under_fsdp_train_adapters_of_other_hosts_as_one(host, alone, together):
+    assert_same_training(alone[host][0], together[host])
+    assert together[host][0]["sharded"] > 0
 
 
-def test_two_processes_under_fsdp_with_their_batches_in_parts_train_as_one(alone, sharded):
-    assert_same_training(alone["lora"][0], sharded["fsdp parts"])
+def test_two_processes_under_fsdp_with_their_batches_in_parts_train_as_one(alone, together):
+    assert_same_training(alone["lora"][0], together["fsdp parts"])
 
 
-def test_fsdp_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(sharded):
-    for whole, rest in zip(sharded["fsdp"], sharded["fsdp resumed"], strict=True):
+def test_fsdp_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(together):
+    for whole, rest in zip(together["fsdp"], together["fsdp resumed"], strict=True):
         assert rest["frames"] == whole["frames"][SAVED:]
         assert rest["losses"] == pytest.approx(whole["losses"][SAVED:], rel=1e-5)
         assert apart(whole, rest) < TOLERANCE
 
 
-def test_a_checkpoint_that_fsdp_trained_holds_adapter_average_and_step(sharded, sharded_folder):
-    folder = sharded_folder / "fsdp" / "run" / "checkpoints" / "last" / "pretrained_model"
-    policy = load_policy(folder).policy
+def test_a_checkpoint_that_fsdp_trained_holds_adapter_average_and_step(together, folder):
+    checkpoint = folder / "fsdp" / "run" / "checkpoints" / "last" / "pretrained_model"
+    policy = load_policy(checkpoint).policy
     assert policy.config.trained_steps == STEPS
     roles = policy._prepare_roles()
     for role in ROLES:
-        saved, trained = roles.tensors(role), sharded["fsdp"][0][role]
+        saved, trained = roles.tensors(role), together["fsdp"][0][role]
         assert saved.keys() == trained.keys()
         assert all(torch.equal(saved[name], tensor) for name, tensor in trained.items()), role

@@ -1,5 +1,7 @@
 """Every recipe is a training configuration that LeRobot's parser accepts, and a policy that can be built."""
 
+import copy
+import functools
 import os
 import re
 import subprocess
@@ -33,6 +35,12 @@ EXPERT = re.compile(r"gemma_expert|lm_expert|time_mlp|action_(in|out|time)|state
 
 def file_of(name: str) -> str:
     return f"--config_path={recipe_path(name)}"
+
+
+@functools.cache
+def shipped(name: str):
+    """The configuration of a recipe as it stands; tests that change it copy it."""
+    return parse_recipe(name)
 
 
 # ---- LeRobot's parser
@@ -70,9 +78,9 @@ def _plain(value):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_tiny_recipe_has_its_own_settings_and_the_size_of_the_shipped_base(name: str, parse) -> None:
+def test_tiny_recipe_has_its_own_settings_and_the_size_of_the_shipped_base(name: str) -> None:
     written = yaml.safe_load(recipe_path(name).read_text())
-    config = parse(file_of(name))
+    config = shipped(name)
     assert isinstance(config.policy, PI05OFPConfig)
     assert config.policy.pretrained_path == tiny_base()
     policy = {key: value for key, value in written["policy"].items() if key != "pretrained_path"}
@@ -97,13 +105,13 @@ def test_setting_of_a_tiny_recipe_can_be_changed_on_lerobots_command_line(name: 
 
 
 @pytest.mark.parametrize("name", [name for name in FULL if "imle" not in name and "onedp" not in name])
-def test_base_that_has_not_learned_the_task_is_no_teacher(name: str, parse) -> None:
-    assert parse(file_of(name)).policy.ofp == OFPConfig.scratch()
+def test_base_that_has_not_learned_the_task_is_no_teacher(name: str) -> None:
+    assert shipped(name).policy.ofp == OFPConfig.scratch()
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_full_size_recipe_makes_our_policy_from_the_stock_checkpoint(name: str, parse) -> None:
-    config = parse(file_of(name))
+def test_full_size_recipe_makes_our_policy_from_the_stock_checkpoint(name: str) -> None:
+    config = shipped(name)
     written = yaml.safe_load(recipe_path(name).read_text())
     assert config.policy.pretrained_path.as_posix() == BASES[config.policy.type]
     assert config.policy.arch == "full"
@@ -159,7 +167,7 @@ def _sizes(model) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("name", FULL)
 def test_policy_is_built_at_full_size_and_trains_what_the_recipe_says(name: str) -> None:
-    config = parse_recipe(name)
+    config = copy.deepcopy(shipped(name))
     model = build_on_meta(config)
     size = {"pi05_ofp": 4.14e9, "pi0_ofp": 4.03e9, "smolvla_ofp": 0.45e9}[config.policy.type]
     assert model.parameters == pytest.approx(size, rel=0.02)
@@ -180,7 +188,7 @@ def test_policy_is_built_at_full_size_and_trains_what_the_recipe_says(name: str)
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_recipe_s_policy_can_be_built(name: str) -> None:
-    model = build_on_meta(parse_recipe(name))
+    model = build_on_meta(copy.deepcopy(shipped(name)))
     assert model.parameters < 4e6
     assert 0 < model.trained < model.parameters
 

@@ -106,20 +106,21 @@ def commands(message):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "taken"),
     [
-        {"policy__pretrained_path": "ADAPTER", "policy__type": True},
-        {"policy__pretrained_path": "ADAPTER", "policy__type": True, "peft__method_type": "LORA"},
-        {"policy__path": "ADAPTER", "peft__method_type": "LORA", "peft__r": 8},
-        {"policy__path": "ADAPTER", "peft__r": 4, "peft__lora_alpha": 3},
-        {"policy__path": "ADAPTER", "peft__r": 4, "peft__target_modules": ".*gemma_expert.*q_proj"},
+        ({"policy__pretrained_path": "ADAPTER", "policy__type": True}, True),
+        ({"policy__pretrained_path": "ADAPTER", "policy__type": True, "peft__method_type": "LORA"}, True),
+        ({"policy__path": "ADAPTER", "peft__method_type": "LORA", "peft__r": 8}, True),
+        ({"policy__path": "ADAPTER", "peft__r": 4, "peft__lora_alpha": 3}, False),
+        ({"policy__path": "ADAPTER", "peft__r": 4, "peft__target_modules": ".*gemma_expert.*q_proj"}, False),
     ],
     ids=["pretrained_path", "pretrained_path and peft", "another rank", "another scale", "other layers"],
 )
 @pytest.mark.parametrize("host", ["pi05"])
 def test_start_that_would_lose_the_adapter_is_refused_and_the_command_in_the_message_helps(
-    adapter, host, images, settings, tmp_path, train, monkeypatch
+    adapter, host, images, settings, taken, tmp_path, train, monkeypatch
 ):
+    """The command is taken once for each way to name the start, with a new adapter and without."""
     monkeypatch.chdir(tmp_path)
     values = {k: adapter if v == "ADAPTER" else v for k, v in settings.items()}
     if values.pop("policy__type", None):
@@ -130,8 +131,11 @@ def test_start_that_would_lose_the_adapter_is_refused_and_the_command_in_the_mes
         values["policy__type"] = f"{host}_ofp"
     with pytest.raises(OFPError, match="LoRA adapter, and this needs whole weights") as refused:
         train(arguments(images, tmp_path / "run", **STILL, **values))
-    start = chunk(load_policy(adapter).policy)
     (command,) = commands(str(refused.value))
+    assert command[:3] == ["merge", str(adapter), "--output"]
+    if not taken:
+        return
+    start = chunk(load_policy(adapter).policy)
     assert CliRunner().invoke(cli.app, command).exit_code == 0
     merged = command[-1]
     key = "policy__pretrained_path" if "policy__pretrained_path" in values else "policy__path"

@@ -72,9 +72,8 @@ def test_whole_expert_run_resumes_with_its_ema_its_counter_and_the_new_length(
         files = [load_file(saved(run, n) / "ema.safetensors") for n in (step, step + 1)]
         assert_follows(files[0], load_file(saved(run, step + 1) / "model.safetensors"), files[1], step)
 
-    whole = train(arguments(images, tmp_path / "whole", steps=5, **from_scratch(words, host)))
-    kept = ("trained_steps", "total_steps")
-    assert {k: config_of(saved(run, 5))[k] for k in kept} == {k: getattr(whole.config, k) for k in kept}
+    kept = config_of(saved(run, 5))
+    assert (kept["trained_steps"], kept["total_steps"]) == (5, 5)
 
     loaded = load_policy(saved(run, 5))
     assert torch.equal(chunk(loaded.policy), chunk(resumed))
@@ -84,6 +83,8 @@ def test_whole_expert_run_resumes_with_its_ema_its_counter_and_the_new_length(
     assert not torch.equal(chunk(averaged), chunk(loaded.policy))
 
 
+# What is kept of a run, and what a new one starts from, are counters and roles, which all hosts share.
+@pytest.mark.parametrize("host", ["smolvla"], indirect=True)
 def test_new_run_from_a_trained_checkpoint_starts_its_schedules_anew(images, base, tmp_path, train):
     settings = {"policy__path": base, "policy__optimizer_lr": 1e-3}
     train(arguments(images, tmp_path / "one", steps=2, **settings))
