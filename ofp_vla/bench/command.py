@@ -15,6 +15,7 @@ from ofp_vla.bench.rows import FILE, Results, measured
 from ofp_vla.bench.run import run
 from ofp_vla.bench.settings import BenchSettings
 from ofp_vla.bench.tables import markdown, remarks, terminal
+from ofp_vla.policies.checkpoint import refuse_missing
 
 WIDTH = 120  # of tables in a file
 
@@ -37,7 +38,10 @@ def run_bench(
 
     Raises:
         BenchError: settings that mean nothing, or an output folder with results of something else.
+        DeviceError: the device is not there.
     """
+    if device:
+        refuse_missing(device)
     settings = BenchSettings(
         checkpoint=checkpoint,
         size=size,

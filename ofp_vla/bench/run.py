@@ -13,7 +13,7 @@ import torch
 
 from ofp_vla.bench import acting, counts, floors, stages, training
 from ofp_vla.bench.groups import Group, Unavailable, derive, finished, run_group
-from ofp_vla.bench.rows import FILE, SKIPPED, Results, Row
+from ofp_vla.bench.rows import FILE, SKIPPED, BenchError, Results, Row
 from ofp_vla.bench.settings import DTYPES, BenchSettings
 from ofp_vla.bench.subjects import Subject, loaded
 from ofp_vla.bench.timing import Budget, Clock, OutOfTime, one_line
@@ -43,7 +43,11 @@ def provenance(settings: BenchSettings, command: str) -> dict[str, object]:
 
 
 def plan(settings: BenchSettings) -> list[Group]:
-    """All groups, the most valuable first; what compiles for minutes comes last."""
+    """All groups, the most valuable first; what compiles for minutes comes last.
+
+    Raises:
+        BenchError: `only` leaves nothing of them.
+    """
     first, *others = settings.batches
     on, off = (Subject(partial(loaded, settings, engine)) for engine in ("on", "off"))
 
@@ -68,7 +72,13 @@ def plan(settings: BenchSettings) -> list[Group]:
     def named(name: str) -> bool:
         return not settings.only or any(word in name for word in settings.only)
 
-    kept = [group.keep(named) for group in groups if group.part in wanted]
+    groups = [group for group in groups if group.part in wanted]
+    kept = [group.keep(named) for group in groups]
+    if groups and not any(stand.arms for group in kept for stand in group.stands):
+        names = dict.fromkeys(name for group in groups for stand in group.stands for name in stand.arms)
+        raise BenchError(
+            f"--only {','.join(settings.only)}: no row has such a name; there are {'; '.join(names)}"
+        )
     return [group for group in kept if any(stand.arms for stand in group.stands)]
 
 

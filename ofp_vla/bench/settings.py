@@ -50,11 +50,6 @@ class BenchSettings:
             )
         if not self.batches or min(self.batches) < 1:
             raise BenchError(f"--batches: expected numbers from 1 on, got {list(self.batches)}")
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise BenchError(
-                f"--device {self.device}: PyTorch {torch.__version__} sees no CUDA device here; name cpu, or "
-                f"install a driver and a PyTorch built for it"
-            )
 
     @property
     def training_batches(self) -> list[int]:

@@ -122,6 +122,11 @@ def test_what_the_time_does_not_reach_is_listed(tmp_path):
         (("--random-init", "--parts", "acting,sleeping"), "sleeping given, choose among acting"),
         (("--random-init", "--batches", "1,x"), "expected numbers such as 1,8,32"),
         (("--show", "nowhere.json"), "no results of ofp-vla bench"),
+        (("--random-init", "--device", "gpu"), "device 'gpu' is none that PyTorch knows"),
+        (
+            (*TINY, "--only", "two hands"),
+            "--only two hands: no row has such a name; there are one step; ",
+        ),
     ],
 )
 def test_bad_options_are_one_line(options, said, tmp_path, monkeypatch):
@@ -131,7 +136,7 @@ def test_bad_options_are_one_line(options, said, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_cuda_asked_for_and_missing_is_said_before_anything_is_made(tmp_path):
-    assert "sees no CUDA device" in refusal("--random-init", "--device", "cuda", "--output", tmp_path)
+    assert "finds none" in refusal("--random-init", "--device", "cuda", "--output", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -183,6 +188,11 @@ def test_the_tables_of_the_documentation_are_those_of_their_files(monkeypatch):
 
     page = document.PAGE.read_text()
     assert document.renewed(page) == page
+
+
+def test_sizes_with_patches_of_their_own_are_counted_in_bfloat16_too():
+    counter = counts.Counter("tiny", "bfloat16")
+    assert counter.prefix(counter.policy()).calls > 0
 
 
 def test_what_cannot_be_counted_is_told(tmp_path, monkeypatch):

@@ -361,7 +361,10 @@ class _Reader:
             return Product(weight.flatten(1).to(cast), None if bias is None else bias.to(cast)), places
         own = dtype in (None, stem.weight.dtype)
         self.sources.read_all(stem, copied=not own)
-        return (stem if own else deepcopy(stem).requires_grad_(False).to(dtype)), places
+        if own:
+            return stem, places
+        cast_weights = {id(p): nn.Parameter(p.detach().to(dtype), False) for p in stem.parameters()}
+        return deepcopy(stem, cast_weights), places
 
     def rotary(self, decoder: Any) -> Any:
         """The decoder's rotary embedding, which depends on no weights."""
