@@ -45,6 +45,16 @@ docstring.get_attribute_docstring = functools.cache(docstring.get_attribute_docs
 field_wrapper.inspect = SimpleNamespace(getfullargspec=functools.cache(inspect.getfullargspec))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist would put files of one long test last
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that workers which take whole files end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _owner:
         shutil.rmtree(os.environ.pop(_HOME), ignore_errors=True)

@@ -4,11 +4,7 @@ What is left out needs a GPU, the Hub or RoboTwin, or runs for hours; `test_read
 """
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,8 +19,10 @@ from ofp_vla.cli import main as cli
 from ofp_vla.training.command import training_command
 from ofp_vla.training.recipes import recipe_names
 from robotwin_eval.cli import main as evaluation
+from robotwin_eval.policy.client import RemotePolicy
 from tests.commands.reading import ROOT, Command, commands, run_files
 from tests.data.robotwin_files import write_native
+from tests.support.serving import command_at
 
 pytestmark = pytest.mark.slow
 
@@ -167,10 +165,12 @@ def test_checkpoint_is_exported(checkpoint: Path) -> None:
     assert (Path("exported") / "model.safetensors").is_file()
 
 
-def test_evaluation_runs_and_is_reported_and_compared(checkpoint: Path) -> None:
+def test_evaluation_runs_and_is_reported_and_compared(checkpoint: Path, tmp_path: Path) -> None:
+    """The first run with a server of ours in this process, the second with one that it starts itself."""
     small = ("--tasks", "press_button", "--episodes", "2", "--workers", "1")
     told = command("README.md", "robotwin-eval run --suite aloha")
-    ours(told, *small, "--name", "one", **{"you/one_step": checkpoint})
+    with command_at(checkpoint, tmp_path) as (url, _):
+        ours(told, *small, "--name", "one", "--option", "image_size=64", **{"you/one_step": url})
     file = run_files(ROOT / "docs" / "evaluation.md")["run.yaml"].replace("outputs/one_step", str(checkpoint))
     Path("run.yaml").write_text(file)
     told = command("docs/evaluation.md", "robotwin-eval run run.yaml")
@@ -184,20 +184,14 @@ def test_evaluation_runs_and_is_reported_and_compared(checkpoint: Path) -> None:
 
 
 def test_checkpoint_is_served_until_it_is_told_to_stop(checkpoint: Path, tmp_path: Path) -> None:
+    """As a process: tests/serving/test_serve_command.py."""
     told = command("docs/serving.md", "ofp-vla serve CHECKPOINT --host 0.0.0.0")
     (tmp_path / "token").write_text("s3cret\n")
-    names = {"CHECKPOINT": str(checkpoint), "token": str(tmp_path / "token"), "8000": "0"}
-    words = [names.get(word, word) for word in told.words[1:]]
-    ready = tmp_path / "ready.json"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ofp_vla.cli.main", *words, "--ready-file", str(ready)], env=environment
-    )
-    try:
-        while not ready.exists() and process.poll() is None:
-            time.sleep(0.1)
-        assert json.loads(ready.read_text())["port"] > 0
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
+    names = {"token": str(tmp_path / "token"), "8000": "0"}
+    words = [names.get(word, word) for word in told.words[3:]]
+    with (
+        command_at(checkpoint, tmp_path, *words) as (url, printed),
+        RemotePolicy(url, token="s3cret") as remote,
+    ):
+        assert remote.metadata["policy"]["checkpoint"] == str(checkpoint)
+    assert printed[-1] == "stopped"

@@ -107,10 +107,6 @@ def test_plugins_remedy_shows_where_it_fails(monkeypatch, tmp_path: Path) -> Non
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert shown.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_module'"
-    whole = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert whole.returncode == 0, whole.stderr
 
 
 def test_every_finding_that_is_to_be_mended_has_a_remedy() -> None:

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from ofp_vla.cli import main as cli
+from ofp_vla.cli import serve as cli_serve
 from ofp_vla.serving.local_policy import LocalPolicy
 from robotwin_eval.policy.client import IncompatibleServer, RemotePolicy, ServerLost
 from tests.support.acting import HORIZON, request, write_checkpoint
@@ -26,7 +27,6 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.slow
 def test_it_says_when_it_is_ready_serves_and_stops_on_ctrl_c(checkpoint, tmp_path):
-    """On SIGTERM too: tests/commands/test_run.py."""
     ready, token = tmp_path / "made" / "ready.json", tmp_path / "token"
     token.write_text("s3cret\n")
     options = ["--port", "0", "--ready-file", str(ready), "--token-file", str(token), "--executed", "8"]
@@ -61,6 +61,20 @@ def test_it_says_when_it_is_ready_serves_and_stops_on_ctrl_c(checkpoint, tmp_pat
     assert out.splitlines()[-1] == "stopped"
     assert "mine at ws://127.0.0.1" in out
     assert not ready.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_and_a_second_one_ends_it_at_once(number):
+    stop = threading.Event()
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        cli_serve._stop_on_signal(stop)
+        signal.raise_signal(number)
+        assert stop.is_set()
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @pytest.mark.parametrize(

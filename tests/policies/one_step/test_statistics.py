@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +51,18 @@ def motion() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return states.astype(np.float32), actions.astype(np.float32), time // FRAMES
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    root = write_dataset(tmp_path / "data", episodes=EPISODES, frames=FRAMES)
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_dataset(tmp_path_factory.mktemp("moving") / "data", episodes=EPISODES, frames=FRAMES)
     states, actions, _ = motion()
     put(root, **{OBS_STATE: states, ACTION: actions})
     replace_statistics(root, exact_statistics(root))
     return root
+
+
+@pytest.fixture
+def dataset(moving: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(moving, tmp_path / "data")
 
 
 def put(root: Path, **columns: np.ndarray) -> None:
