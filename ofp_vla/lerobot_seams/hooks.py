@@ -38,16 +38,29 @@ def check_rollouts(check: Callable[[Any], None]) -> None:
     _around(RolloutConfig, "__post_init__", _and_then(check))
 
 
-def check_ended_rollouts(check: Callable[[Any], None]) -> None:
-    """Checks the context of a rollout when its loop has ended, before LeRobot lets go of the robot."""
+def check_ended_rollouts(check: Callable[[Any, int], None]) -> None:
+    """Checks a rollout when its loop has ended, before LeRobot lets go of the robot.
+
+    `check` gets LeRobot's context and how many actions the inference engine gave.
+    """
 
     def make(original: Callable[[Any], Any], config: Any) -> Any:
         strategy = original(config)
         run = strategy.run
 
         def run_and_check(context: Any) -> None:
+            engine, given = context.policy.inference, 0
+            get_action = engine.get_action
+
+            def counted(*seen: Any, **more: Any) -> Any:
+                nonlocal given
+                action = get_action(*seen, **more)
+                given += action is not None
+                return action
+
+            engine.get_action = counted
             run(context)
-            check(context)
+            check(context, given)
 
         strategy.run = run_and_check
         return strategy

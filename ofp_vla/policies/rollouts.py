@@ -31,8 +31,8 @@ def check_rollout(cfg: Any) -> None:
         cfg: LeRobot's configuration; one of another package's policy passes.
 
     Raises:
-        SettingError: relative actions in LeRobot's synchronous engine, LeRobot's compilation, or what
-            `ofp_vla.policies.before_runs.check_evaluation` refuses.
+        SettingError: relative actions in LeRobot's synchronous engine, LeRobot's compilation, a horizon of
+            real-time chunking below 1, or what `ofp_vla.policies.before_runs.check_evaluation` refuses.
         DataError: several draws under LeRobot's guidance.
     """
     if not isinstance(cfg.policy, OneStepConfig):
@@ -51,21 +51,39 @@ def check_rollout(cfg: Any) -> None:
             )
         if isinstance(cfg.inference, RTCInferenceConfig):
             check_guidance(cfg.policy.sampling)
+            reach = cfg.inference.rtc.execution_horizon
+            if reach < 1:
+                raise SettingError(
+                    f"inference.rtc.execution_horizon={reach}: expected the number of actions over which the "
+                    f"running chunk fades, at least 1; --inference.rtc.enabled=false continues none"
+                )
 
 
-def check_ended_rollout(context: Any) -> None:
-    """Raises RolloutError if the policy failed, or gave no action, though LeRobot's loop ended normally."""
-    policy, engine = context.policy.policy, context.policy.inference
+def check_ended_rollout(context: Any, given: int) -> None:
+    """Raises RolloutError if the policy failed, or gave no action, though LeRobot's loop ended normally.
+
+    Args:
+        context: LeRobot's.
+        given: actions that the inference engine gave.
+    """
+    policy, engine, cfg = context.policy.policy, context.policy.inference, context.runtime.cfg
     if not isinstance(policy.config, OneStepConfig):
         return
     said = "its messages above (RTC inference error) say why"
     if engine.failed:
         raise RolloutError(f"the policy failed so often that LeRobot ended the rollout: {said}")
     queue = getattr(engine, "action_queue", None)
-    # Other strategies empty the queue whenever a person takes over.
-    base = isinstance(context.runtime.cfg.strategy, BaseStrategyConfig)
-    if base and queue is not None and queue.queue is None:
+    # In other strategies a person may have taken over.
+    if given or queue is None or not isinstance(cfg.strategy, BaseStrategyConfig):
+        return
+    nothing = f"the robot got no action in {cfg.duration:g} s, as"
+    if queue.queue is None:
         raise RolloutError(
-            f"the robot got no action in {context.runtime.cfg.duration:g} s, as the policy gave no chunk; if "
-            f"it failed, {said}, and if not, it was too slow for so short a --duration"
+            f"{nothing} the policy gave no chunk; if it failed, {said}, and if not, it was too slow for so "
+            f"short a --duration"
         )
+    size = policy.config.chunk_size
+    raise RolloutError(
+        f"{nothing} each chunk came later than its {size} actions last at --fps={cfg.fps:g}; take fewer "
+        f"--policy.num_inference_steps, a lower --fps, or --inference.type=sync, where the robot waits"
+    )

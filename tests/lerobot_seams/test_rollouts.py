@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -130,6 +131,7 @@ def test_relative_actions_reach_the_robot_by_the_real_time_engine_and_are_refuse
     ("options", "wrong"),
     [
         ((*RTC, "--policy.sampler=host", "--policy.draws=4"), "guided sampler draws one chunk"),
+        ((*RTC[:1], "--inference.rtc.execution_horizon=0"), "execution_horizon=0: expected the number"),
         (("--use_torch_compile=true",), "use_torch_compile=true"),
         (("--policy.draws=0",), "policy.draws"),
     ],
@@ -154,6 +156,20 @@ def test_policy_that_fails_is_no_success_of_the_command(checkpoint, rollout, mon
         rollout(checkpoint(), *RTC, duration=duration)
     (robot,) = FakeRobot.made
     assert not robot.connected
+    assert robot.sent == []
+
+
+def test_policy_whose_chunks_all_come_too_late_is_no_success_of_the_command(checkpoint, rollout, monkeypatch):
+    predict = PI05OFPPolicy.predict_action_chunk
+
+    def slow(self, batch, **given):
+        time.sleep(2 * HORIZON / 100)
+        return predict(self, batch, **given)
+
+    monkeypatch.setattr(PI05OFPPolicy, "predict_action_chunk", slow)
+    with pytest.raises(RolloutError, match=f"later than its {HORIZON} actions last at --fps=100"):
+        rollout(checkpoint(), *RTC, "--fps=100", duration=0.8)
+    (robot,) = FakeRobot.made
     assert robot.sent == []
 
 
