@@ -11,6 +11,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.scripts import lerobot_train
 
 from ofp_vla.checkpoints.assets import tiny_base
+from ofp_vla.lerobot_seams.parsing import parse_training
 from tests.hub.loopback import STRANGER
 from tests.support.checkpoints import save_adapter
 
@@ -33,8 +34,14 @@ def started(output, *options):
         return f"{type(error).__name__}: {error}", None
 
 
+@pytest.fixture(scope="module")
+def parsed():
+    """What LeRobot's parser reads of its sources is read here: clients are forks of this process."""
+    parse_training(["--policy.type=pi05_ofp", "--policy.push_to_hub=false", "--dataset.repo_id=ada/data"])
+
+
 @pytest.fixture
-def start(client, tmp_path):
+def start(client, tmp_path, parsed):
     def run(*options, base=None, **environment):
         place = base or tiny_base()
         words = [f"--policy.path={place}", "--policy.device=cpu", *options]
