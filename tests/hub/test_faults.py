@@ -3,6 +3,7 @@
 import hashlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,13 @@ NAME = "ada/one-step"
 UPLOAD = r"^/lfs/"
 STORAGE = r"^/cdn/"
 ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """A push waits for a hundredth of its time before it tries again."""
+    waiting = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100))
+    monkeypatch.setattr("ofp_vla.hub.push.time", waiting)
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,10 @@ class Slow(Arithmetic):
 
 
 def ask_again_and_again(queue, row, times, pause=0.0):
-    for _ in range(times):
+    for number in range(times):
+        if number:
+            time.sleep(pause)
         queue.submit(request_(row)).result(60)
-        time.sleep(pause)
 
 
 def test_clients_that_ask_again_at_once_share_a_pass_instead_of_taking_turns(request):

@@ -25,25 +25,17 @@ def cluster():
     ray.shutdown()
 
 
-def test_two_ray_workers_give_the_results_of_local_ones_although_one_is_killed(cluster, tmp_path):
+def test_two_ray_workers_give_the_results_of_local_ones_although_one_is_killed_and_an_actor_lost(
+    cluster, tmp_path
+):
     with ToyServer() as server:
         local = quiet(settings(server), tmp_path / "local")
-        victim = local.manifest.tasks["far"].accepted[1].seed
-        simulator = toy(faults={f"far:{victim}:reset": "segfault"}, markers=str(tmp_path))
+        killed, lost = (local.manifest.tasks["far"].accepted[number].seed for number in (1, 3))
+        faults = {f"far:{killed}:reset": "segfault", f"far:{lost}:reset": "kill-parent"}
+        simulator = toy(faults=faults, markers=str(tmp_path))
         distributed = quiet(settings(server, engine="ray", simulator=simulator), tmp_path / "ray")
     assert table(distributed.results) == table(local.results)
     assert distributed.manifest == local.manifest
-    assert [(i.seed, i.kind) for i in distributed.incidents] == [(victim, "crash")]
-
-
-def test_a_lost_actor_is_replaced_and_changes_no_result(cluster, tmp_path):
-    with ToyServer() as server:
-        local = quiet(settings(server), tmp_path / "local")
-        victim = local.manifest.tasks["far"].accepted[1].seed
-        simulator = toy(faults={f"far:{victim}:reset": "kill-parent"}, markers=str(tmp_path))
-        manifest = local.manifest
-        done = quiet(settings(server, engine="ray", simulator=simulator), tmp_path / "ray", manifest=manifest)
-    assert table(done.results) == table(local.results)
-    (incident,) = done.incidents
-    assert (incident.seed, incident.kind) == (victim, "crash")
-    assert "actor was lost" in incident.message
+    incidents = {incident.seed: incident for incident in distributed.incidents}
+    assert {seed: each.kind for seed, each in incidents.items()} == {killed: "crash", lost: "crash"}
+    assert [seed for seed, each in incidents.items() if "actor was lost" in each.message] == [lost]
