@@ -16,6 +16,9 @@ from robotwin_eval.sim.robotwin.doctor.installation import MISSING, NOTE, OK, fi
 from tests.robotwin_eval.sim.robotwin.test_model_files import PNG
 from tests.robotwin_eval.sim.robotwin.toy_robotwin import GLB, install_object
 
+# Interpreters and their packages are looked at in the same way for an installation of either layout.
+ONE_LAYOUT = pytest.mark.parametrize("layout", ["new"], indirect=True)
+
 
 @pytest.fixture(autouse=True)
 def few_packages(monkeypatch):
@@ -56,6 +59,7 @@ def test_missing_parts_of_an_installation_come_with_remedies(robotwin):
     )
 
 
+@ONE_LAYOUT
 def test_numpy_two_is_named_because_mplib_crashes_with_it(robotwin):
     (finding,) = [finding for finding in run_doctor(robotwin, cpu_check=True) if finding.subject == "numpy"]
     assert finding.level == (MISSING if int(np.__version__.split(".")[0]) >= 2 else OK)
@@ -97,6 +101,7 @@ def test_wrong_root_and_config_are_findings_and_the_rest_is_still_looked_at(robo
     assert levels(run_doctor(robotwin, config="demo_dirty"))["config demo_dirty"] == MISSING
 
 
+@ONE_LAYOUT
 def test_interpreters_that_do_not_start_or_crash_are_findings(robotwin, tmp_path):
     nowhere = str(tmp_path / "python")
     assert levels(run_doctor(robotwin, python=nowhere))["python"] == MISSING
@@ -113,6 +118,7 @@ def test_interpreters_that_do_not_start_or_crash_are_findings(robotwin, tmp_path
     assert "ended the interpreter" in findings_text(findings)
 
 
+@ONE_LAYOUT
 def test_probe_reports_the_interpreter_that_it_is_told(robotwin):
     (finding,) = [
         finding for finding in run_doctor(robotwin, python=sys.executable) if finding.subject == "python"
@@ -183,6 +189,7 @@ def test_lost_templates_are_found(robotwin):
     assert "instructions" not in levels(run_doctor(robotwin, tasks=["sort_bottles"]))
 
 
+@ONE_LAYOUT
 def test_one_half_installed_package_is_named_once_and_blames_no_other(robotwin, tmp_path, monkeypatch):
     packages = {
         "tensors": "import warp.types",  # the missing one
@@ -236,6 +243,7 @@ def test_remedies_bring_no_numpy_that_mplib_crashes_with(name):
         )
 
 
+@ONE_LAYOUT
 @pytest.mark.parametrize("given", [None, sys.executable])
 def test_interpreter_of_the_command_itself_is_only_looked_at_with_a_word(robotwin, monkeypatch, given):
     monkeypatch.setattr(doctor_python, "OURS", ("yaml",))
