@@ -55,14 +55,13 @@ def share_on_modes(field: Mlp, modes: torch.Tensor, **sampling) -> float:
     return float(((chunks - modes).abs().min(dim=1).values < 0.3).float().mean())
 
 
-# Shares at one and at four steps, each with its bound.
+# Shares at one and at four steps, each with its bound. Three modes are for the shipped objective alone: with
+# the EMA's leg it was .51 and .88 there, with the endpoint .90 and .82.
 TABLE = {
     ("two", "paper"): ((0.39, 0.18), (0.93, 0.04)),
     ("two", "ema leg"): ((0.76, 0.16), (0.96, 0.04)),
     ("two", "endpoint"): ((0.96, 0.04), (0.94, 0.07)),
     ("two", "both"): ((0.96, 0.04), (0.96, 0.04)),
-    ("three", "ema leg"): ((0.51, 0.19), (0.88, 0.10)),
-    ("three", "endpoint"): ((0.90, 0.05), (0.82, 0.22)),
     ("three", "both"): ((0.89, 0.05), (0.86, 0.11)),
 }
 
@@ -89,9 +88,8 @@ def test_share_on_modes_is_near_the_reference_at_one_and_four_steps(shares, toy,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("toy", MODES)
-def test_one_step_order_is_ema_leg_then_endpoint(shares, toy):
-    leg, endpoint, both = (shares[toy, name, 1] for name in ("ema leg", "endpoint", "both"))
+def test_one_step_order_is_ema_leg_then_endpoint(shares):
+    leg, endpoint, both = (shares["two", name, 1] for name in ("ema leg", "endpoint", "both"))
     assert leg < min(endpoint, both) - 0.04
 
 

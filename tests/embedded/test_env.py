@@ -1,8 +1,6 @@
 """The embedded suite as a Gymnasium environment and under LeRobot's own rollout loop."""
 
 import json
-import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from lerobot.configs import parser
 from lerobot.envs.factory import make_env, make_env_config
 from lerobot.envs.utils import env_to_policy_features, preprocess_observation
+from lerobot.scripts import lerobot_eval
 from lerobot.scripts.lerobot_eval import rollout
 from torch import Tensor, nn
 
@@ -208,12 +208,11 @@ def test_setting_that_cannot_work_is_named_in_one_line(settings: dict[str, objec
 
 
 @pytest.mark.slow
-def test_lerobot_eval_evaluates_a_checkpoint_on_two_tasks(tmp_path: Path) -> None:
+def test_lerobot_eval_evaluates_a_checkpoint_on_two_tasks(tmp_path: Path, monkeypatch) -> None:
+    """As a process: tests/packaging/test_wheel.py."""
     checkpoint = save_checkpoint(tmp_path / "checkpoint")
     command = [
-        sys.executable,
-        "-m",
-        "lerobot.scripts.lerobot_eval",
+        "lerobot-eval",
         f"--policy.path={checkpoint}",
         "--discover_packages_path=lerobot_policy_ofp",
         "--env.type=robotwin_eval",
@@ -225,10 +224,11 @@ def test_lerobot_eval_evaluates_a_checkpoint_on_two_tasks(tmp_path: Path) -> Non
         "--seed=0",
         f"--output_dir={tmp_path / 'results'}",
     ]
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(parser, "_config_path_args", {})
+    monkeypatch.setattr(parser, "_config_yaml_overrides", {})
+    lerobot_eval.eval_main()
     info = json.loads((tmp_path / "results" / "eval_info.json").read_text())
     assert {task: group["n_episodes"] for task, group in info["per_group"].items()} == {
         "press_button": 2,

@@ -176,14 +176,10 @@ def test_the_command_refuses_a_policy_that_cannot_answer_and_says_when_none_was_
     assert (tmp_path / "failed" / "report.html").exists()
 
 
-OWN = [
-    ({"sampler": "host", "num_inference_steps": 3, "warm_start": False}, ("host", 3, False)),
-    ({"num_inference_steps": 2}, ("interval", 2, True)),
-]
-
-
-@pytest.mark.parametrize(("fields", "way"), OWN)
-def test_both_evaluations_act_as_the_checkpoint_says(fields, way, tmp_path):
+def test_both_evaluations_act_as_the_checkpoint_says(tmp_path):
+    """In every way that differs from the usual one; others: tests/serving/test_serve_command.py."""
+    way = ("host", 3, False)
+    fields = dict(zip(("sampler", "num_inference_steps", "warm_start"), way, strict=True))
     folder = write_checkpoint(tmp_path / "own", **fields)
     words = ["--tasks", TASK, "--episodes", "1", "--output"]
     ours = CliRunner().invoke(cli.app, ["eval", str(folder), *words, str(tmp_path / "eval")])
@@ -191,7 +187,7 @@ def test_both_evaluations_act_as_the_checkpoint_says(fields, way, tmp_path):
     command = ["run", "--suite", "aloha", "--policy", str(folder), *words, str(tmp_path / "run")]
     theirs = CliRunner().invoke(robotwin_cli.app, command)
     assert theirs.exit_code == 0, theirs.output
-    start = f"{way[0]}@{way[1]} {'warm' if way[2] else 'cold'}"
+    start = "host@3 cold"
     (own,) = (run for run in (tmp_path / "eval").iterdir() if run.is_dir())
     for run, said in ((load_run(own), ours), (load_run(tmp_path / "run"), theirs)):
         policy = run.info.server["policy"]
