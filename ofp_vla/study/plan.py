@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ofp_vla.checkpoints.files import WEIGHTS
+from ofp_vla.checkpoints.files import WEIGHTS, CheckpointFiles
 from ofp_vla.core.objectives import OBJECTIVES
+from ofp_vla.errors import CheckpointError
 from ofp_vla.policies.sampling import Sampling
 from ofp_vla.study.config import EQUAL_PASSES, Arm, StudyConfig, StudyError, Way, packaged
 from ofp_vla.study.cost import Cost, step_cost, steps_for
@@ -176,8 +177,13 @@ def make_plan(config: StudyConfig) -> Plan:
     """Reads every arm's recipe as the trainer will, counts what a step costs and how many steps there are.
 
     Raises:
-        StudyError: an arm's settings are refused; names the arm and says why.
+        StudyError: a base is not there, or an arm's settings are refused; names it and says why.
     """
+    for name, place in config.bases.items():
+        try:
+            CheckpointFiles(packaged(place)).need("config.json")
+        except CheckpointError as error:
+            raise StudyError(f"bases.{name}: {error}") from error
     plans = {arm.name: _planned(arm, config) for arm in config.arms if not arm.passes_of}
     for arm in config.arms:
         if arm.passes_of:

@@ -53,7 +53,7 @@ class StudyRun:
                 )
             replace_file(path, json.dumps(wanted, indent=1) + "\n")
             return
-        made = json.loads(path.read_text(encoding="utf-8"))
+        made = _read(path)
         if differs := _differences(made, wanted):
             raise StudyError(
                 f"{self.output} is a study of another configuration: {'; '.join(differs)}"
@@ -137,7 +137,7 @@ class StudyRun:
     def stage(self, name: str) -> dict[str, Any] | None:
         """The record of a stage or cell, None if it was never begun."""
         path = self.output / "stages" / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return _read(path) if path.exists() else None
 
     def rows(self) -> list[Row]:
         """Rows of the finished cells, in the order of the plan."""
@@ -147,6 +147,13 @@ class StudyRun:
             if cell.way and self.done(cell.name):
                 found += read_rows(path)
         return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise StudyError(f"{path} cannot be read ({error}); repair it, or choose another --output") from error
 
 
 def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -153,6 +153,12 @@ def test_settings_that_the_trainer_refuses_name_the_arm_before_anything_runs(wri
         make_plan(read_study(written(content)))
 
 
+def test_a_base_that_is_not_there_is_named_before_anything_runs(written):
+    content = changed(bases=STUDY["bases"] | {"weak": "nowhere/at_all"})
+    with pytest.raises(StudyError, match=r"bases\.weak: checkpoint 'nowhere/at_all' is neither"):
+        make_plan(read_study(written(content)))
+
+
 def test_an_unknown_study_is_refused_with_the_names_that_exist():
     with pytest.raises(StudyError, match="no study 'mian'; there are ablations, main, smoke"):
         study_path("mian")
@@ -304,6 +310,14 @@ def test_a_folder_of_another_configuration_is_refused_with_what_differs(plan, wr
     assert re.search(r"arms\.ofp\.objective\.rho_end was 0\.1, is 0\.2", said)
     assert "arms.imle@passes.steps was" in said
     assert "arms.imle.objective" not in said  # as it was
+
+
+def test_a_record_that_cannot_be_read_is_named(plan, tmp_path):
+    run = StudyRun(plan, tmp_path, QUIET, StandIn(plan.config))
+    run.claim()
+    (tmp_path / "plan.json").write_text('{"episodes": ')
+    with pytest.raises(StudyError, match=r"plan\.json cannot be read .*another --output"):
+        run.claim()
 
 
 def test_arms_seeds_and_ways_may_be_added_to_a_study(plan, written, tmp_path):
