@@ -73,39 +73,58 @@ def fast_attention(
     Args:
         kind: see `attend`; no "eager".
         query: (rows, S, heads, d).
-        key: (rows, heads, T, d), or (rows, 1, T, d) where all heads share keys.
+        key: (rows, kv_heads, T, d), each read by as many heads beside each other.
         value: as `key`.
-        mask: (rows, 1, S or 1, T) bool; every token sees at least one. None where all see all.
+        mask: (rows or 1, 1, S or 1, T) bool; every token sees at least one. None where all see all.
         real: only the first so many of T keys are real, others are seen by nobody; "grouped" only.
 
     Returns:
         (rows, S, heads * d).
     """
     rows, length, heads, dim = query.shape
-    shared = key.shape[1] == 1 and heads > 1
+    groups = key.shape[1]
+    shared = heads // groups
     if kind == "grouped" or (kind == "auto" and query.device.type == "cpu"):
-        scaled = query * dim**-0.5
-        if not shared:
-            out = torch.softmax(scaled.transpose(1, 2) @ key.mT, dim=-1, dtype=torch.float32)
-            return (out.to(value.dtype) @ value).transpose(1, 2).reshape(rows, length, heads * dim)
-        scores = torch.bmm(scaled.view(rows, length * heads, dim), key[:, 0].mT)
+        scale = dim**-0.5
+        if shared == 1:
+            scores = (query * scale).transpose(1, 2) @ key.mT
+            out = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+            return out.transpose(1, 2).reshape(rows, length, heads * dim)
+        scores = torch.bmm(_folded(query, groups, scale).flatten(0, 1), key.flatten(0, 1).mT)
         if mask is not None:
-            seen = scores.view(rows, length, heads, -1)[..., :real]
-            seen.masked_fill_(~mask.transpose(1, 2), torch.finfo(scores.dtype).min)
+            seen = scores.view(rows, groups, length, shared, -1)[..., :real]
+            seen.masked_fill_(~mask[:, :, :, None], torch.finfo(scores.dtype).min)
         if real is not None:
             behind = torch.arange(scores.shape[-1], device=scores.device) >= real
             scores = scores.masked_fill(behind, -torch.inf)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-        return torch.bmm(weights, value[:, 0]).view(rows, length, heads * dim)
+        return _unfolded(torch.bmm(weights, value.flatten(0, 1)), groups, length)
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    if not shared:
+    if shared == 1:
         return sdpa(query.transpose(1, 2), key, value, attn_mask=mask).transpose(1, 2).flatten(2)
     # Heads become rows of one head, so that keys are read once for all of them.
     if mask is not None and mask.shape[2] > 1:
-        mask = mask.repeat_interleave(heads, dim=2)
-    return sdpa(query.reshape(rows, 1, length * heads, dim), key, value, attn_mask=mask).view(
-        rows, length, heads * dim
+        mask = mask.repeat_interleave(shared, dim=2)
+    return _unfolded(sdpa(_folded(query, groups), key, value, attn_mask=mask), groups, length)
+
+
+def _folded(query: Tensor, groups: int, scale: float | None = None) -> Tensor:
+    """(rows, S, heads, d) -> (rows, groups, S * heads / groups, d): heads that share keys as rows of one."""
+    rows, length, heads, dim = query.shape
+    parts = query.view(rows, length, groups, heads // groups * dim).transpose(1, 2)
+    if scale is None:
+        return parts.reshape(rows, groups, -1, dim)
+    if groups == 1:
+        return (query * scale).view(rows, 1, length * heads, dim)
+    return torch.mul(parts, scale, out=torch.empty_like(parts, memory_format=torch.contiguous_format)).view(
+        rows, groups, -1, dim
     )
+
+
+def _unfolded(mixed: Tensor, groups: int, length: int) -> Tensor:
+    """Back from `_folded` to (rows, S, heads * d); the first two dimensions may be one."""
+    parts = mixed.reshape(-1, groups, length, mixed.shape[-2] // length * mixed.shape[-1])
+    return parts.transpose(1, 2).reshape(len(parts), length, -1)
 
 
 def _grouped_attention(

@@ -28,7 +28,7 @@ class Levers:
         times: what the expert makes of the times of a sampling is computed once, not for each row and step.
         one_wait: all numbers about the inputs that have to be known on the host are read together.
         graphs: on a GPU, work without gradient is recorded at the second call of a shape and repeated.
-        packed: π0.5 and π0 act by copies of their weights that are merged, cast and folded once.
+        packed: hosts act by copies of their weights that are merged, cast and folded once.
         constants: what the expert makes of an interval of time is kept as long as those copies.
         compile: the layer functions are compiled on a GPU.
         buckets: prompts are padded to few lengths where a shape costs something, as with a captured graph.

@@ -8,11 +8,16 @@ Hosts without adaptive norms, π0 and SmolVLA, mix the condition into the action
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
 from torch import Tensor, nn
 
-from ofp_vla.hosts.host import FlowHost
+from ofp_vla.hosts.fast.fast_path import Times
+from ofp_vla.hosts.fast.fused_layers import multiply
+from ofp_vla.hosts.fast.packed import ExpertPack
+from ofp_vla.hosts.packing import PackingHost
 
 # Name of the head inside a policy's core, and the part of a tensor's name by which it is recognised.
 HEAD_MODULE = "interval_head"
@@ -47,7 +52,7 @@ class IntervalHead(nn.Module):
         return torch.where(length[:, None] == 0, torch.zeros_like(residual), residual)
 
 
-class MixedTimeHost(FlowHost):
+class MixedTimeHost(PackingHost):
     """What π0 and SmolVLA share: sincos(s) + φ(s - s') enters the MLP that makes the action tokens."""
 
     def condition(self, s: Tensor, length: Tensor) -> Tensor:
@@ -63,6 +68,30 @@ class MixedTimeHost(FlowHost):
         """Type of the time embedding beside the action tokens."""
         return s.dtype
 
+    def products(self) -> dict[str, Any]:
+        """See `PackingHost.products`."""
+        names = "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj"
+        return {name: getattr(self.model, name) for name in names}
+
+    def timed(self) -> list[nn.Module]:
+        """See `PackingHost.timed`."""
+        return [self.model.interval_head]
+
+    def times(self, pack: ExpertPack, condition: Tensor) -> Times:
+        """What the time adds inside the MLP that makes the action tokens."""
+        weight, bias, _ = pack.products["action_time_mlp_in"]
+        time = nn.functional.linear(condition.to(weight.dtype), weight[:, weight.shape[0] :], bias)
+        return Times(pack, (time[None, :, None],))
+
+    def fast_tokens(self, z: Tensor, times: Times, state: Tensor | None) -> Tensor:
+        """See `PackingHost.fast_tokens`; no state."""
+        products = times.pack.products
+        weight = products["action_time_mlp_in"].weight
+        action = multiply(z.to(weight.dtype), products["action_in_proj"])
+        (time,) = times.tensors
+        hidden = nn.functional.linear(action, weight[:, : weight.shape[0]]) + time[0]
+        return multiply(nn.functional.silu(hidden), products["action_time_mlp_out"])
+
     def _action_tokens(self, noisy: Tensor, condition: Tensor) -> Tensor:
         """Tokens (N, H, W) of chunks (N, H, D) under conditions (N, W), or (1, W) for all alike."""
         model = self.model
@@ -73,7 +102,10 @@ class MixedTimeHost(FlowHost):
 
     def _state_token(self, state: Tensor | None) -> Tensor:
         """The token (B, 1, W) of a state (B, S)."""
+        projection = self.model.state_proj
+        return projection(self._required(state).to(projection.weight.dtype))[:, None]
+
+    def _required(self, state: Tensor | None) -> Tensor:
         if state is None:
             raise ValueError(f"{self.title} needs the state: the observation was made without one")
-        projection = self.model.state_proj
-        return projection(state.to(projection.weight.dtype))[:, None]
+        return state

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,7 @@ class Prefix:
     mask: Tensor  # (B, P) bool, True where the token is real
     state: Tensor | None = None  # (B, S) for hosts whose expert reads the state itself
     full: bool = False  # the host knows that every token is real
+    _made: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     @cached_property
     def length(self) -> Tensor:
@@ -89,6 +90,12 @@ class Prefix:
     def kept(self) -> Kept:
         """The tensors, for recordings of passes that read them."""
         return Kept([self.mask, self.state, *self.keys, *self.values])
+
+    def made[T](self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for this prefix and key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @classmethod
     def of(cls, kept: Sequence[Any], *, full: bool) -> Prefix:

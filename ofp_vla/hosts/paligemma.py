@@ -5,7 +5,6 @@ Nothing inside LeRobot's model is changed; the layers below read its modules.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -18,12 +17,11 @@ from transformers.models.gemma import modeling_gemma
 
 from ofp_vla.hosts.architectures.paligemma_arch import SIZES
 from ofp_vla.hosts.attention import attend, heads
-from ofp_vla.hosts.fast.fast_path import FastPath, Pack, Times
 from ofp_vla.hosts.fast.fp8 import refuse_missing
-from ofp_vla.hosts.fast.packed import ExpertPack
+from ofp_vla.hosts.fast.paligemma_path import PaliGemmaPath
 from ofp_vla.hosts.host import FlowHost, Observation, Prefix
 from ofp_vla.hosts.modulation import Modulation, normed
-from ofp_vla.hosts.roles import STUDENT
+from ofp_vla.hosts.packing import PackingHost
 
 # LeRobot's PaliGemma, which its constructor spells out.
 _VOCABULARY = 257152
@@ -32,9 +30,10 @@ _LM_HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 _MASKED = -2.3819763e38
 
 
-class PaliGemmaHost(FlowHost):
+class PaliGemmaHost(PackingHost):
     """What π0 and π0.5 share: SigLIP and Gemma make the prefix, a second Gemma reads it layer by layer."""
 
+    fast_path = PaliGemmaPath
     licence = "gemma"
     has_fp8 = True
     terms = (
@@ -56,10 +55,6 @@ class PaliGemmaHost(FlowHost):
         "min_period",
         "max_period",
     )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fast = FastPath(self)
 
     @staticmethod
     def time_width(model: Any) -> int:
@@ -119,85 +114,12 @@ class PaliGemmaHost(FlowHost):
         """PaliGemma's parameters."""
         return self.model.paligemma_with_expert.paligemma.parameters()
 
-    # ---- what the fast path asks
-
-    @abstractmethod
-    def products(self) -> dict[str, Any]:
-        """Linear modules around the expert, which packs hold, by name; one is `action_out_proj`."""
-
-    @abstractmethod
-    def timed(self) -> list[nn.Module]:
-        """Modules that make what the expert reads of an interval; norms apart."""
-
-    @abstractmethod
-    def times(self, pack: ExpertPack, condition: Tensor) -> Times:
-        """What the expert makes of conditions (n, W)."""
-
-    @abstractmethod
-    def fast_tokens(self, z: Tensor, times: Times, state: Tensor | None) -> Tensor:
-        """Tokens (N, S, W) of chunks (N, H, D); a state token stands first.
-
-        Args:
-            z: chunks of B observations, N a multiple of B.
-            times: one interval for all, or one for each chunk.
-            state: (B, D) of the observations, for hosts that read it.
-        """
-
-    def vision_type(self) -> torch.dtype | None:
-        """Type of SigLIP's products on the fast path; None for that of its weights."""
-        return self._wanted_type() if self.levers.vision else None
-
-    def pack(self, role: str = STUDENT) -> Pack | None:
-        """See `FlowHost.pack`; `fast.reason` says why there is none."""
-        with self.roles.use(role):
-            return self.fast.pack()
+    # ---- the fast path
 
     def refuse_levers(self) -> None:
         """See `FlowHost.refuse_levers`."""
         if self.levers.fp8:
             refuse_missing(self.device)
-
-    def packs_are_true(self) -> bool:
-        """See `FlowHost.packs_are_true`."""
-        return self.fast.fresh()
-
-    def forget_packs(self) -> None:
-        """See `FlowHost.forget_packs`."""
-        self.fast.forget()
-
-    def verify_packs(self) -> None:
-        """See `FlowHost.verify_packs`."""
-        self.fast.verify()
-
-    def prepared(self, intervals: Sequence[tuple[float, float]]) -> Sequence[Any]:
-        """See `FlowHost.prepared`; constants of the pack where there is one."""
-        pack = self.fast.expert_pack()
-        if pack is None:
-            return super().prepared(intervals)
-
-        def make(intervals: Sequence[tuple[float, float]]) -> list[Times]:
-            return self.times(pack, self.conditions(intervals)).split()
-
-        return pack.known_times(intervals, make) if self.levers.constants else make(intervals)
-
-    def rows_of(self, levels: Sequence[Any], index: Tensor) -> Any:
-        """See `FlowHost.rows_of`."""
-        if isinstance(levels[0], Times):
-            return Times.rows(levels, index)
-        return super().rows_of(levels, index)
-
-    def expert(self, prefix: Prefix, z: Tensor, condition: Any, null: Tensor | None) -> Tensor:
-        """See `FlowHost.expert`."""
-        self.passes["expert"] += 1
-        if isinstance(condition, Tensor) and (pack := self.fast.expert_pack()) is not None:
-            condition = self.times(pack, condition)
-        if isinstance(condition, Times):
-            return self.fast.expert(prefix, z, condition, null)
-        return self._expert(prefix, z, condition, null)
-
-    @abstractmethod
-    def _expert(self, prefix: Prefix, z: Tensor, condition: Any, null: Tensor | None) -> Tensor:
-        """`expert` by LeRobot's modules."""
 
     def _encode(self, observation: Observation) -> Prefix:
         pack = self.fast.prefix_pack()
@@ -235,13 +157,12 @@ class PaliGemmaHost(FlowHost):
 
     def _vision_type(self, device: torch.device) -> AbstractContextManager[Any]:
         """SigLIP's products in the language model's type, unless a gradient is wanted."""
-        wanted = self._wanted_type()
+        wanted = self._language_type()
         if not self.levers.vision or wanted != torch.bfloat16 or torch.is_grad_enabled():
             return nullcontext()
         return torch.autocast(device.type, wanted)
 
-    def _wanted_type(self) -> torch.dtype:
-        """Type of the language model."""
+    def _language_type(self) -> torch.dtype:
         layer = self.model.paligemma_with_expert.paligemma.model.language_model.layers[0]
         return layer.self_attn.q_proj.weight.dtype
 

@@ -13,7 +13,6 @@ from ofp_vla.hosts.architectures.paligemma_arch import SIZES, PaliGemmaSize, Siz
 from ofp_vla.hosts.attention import packed_mask
 from ofp_vla.hosts.fast.fast_path import Times
 from ofp_vla.hosts.fast.fused_layers import multiply
-from ofp_vla.hosts.fast.packed import ExpertPack
 from ofp_vla.hosts.host import Prefix
 from ofp_vla.hosts.interval import MixedTimeHost
 from ofp_vla.hosts.paligemma import PaliGemmaHost
@@ -60,37 +59,14 @@ class Pi0Host(MixedTimeHost, PaliGemmaHost):
         return SizedPI0(config, SIZES[config.arch], rtc_processor)
 
     def products(self) -> dict[str, Any]:
-        """See `PaliGemmaHost.products`."""
-        names = (
-            "state_proj",
-            "action_in_proj",
-            "action_time_mlp_in",
-            "action_time_mlp_out",
-            "action_out_proj",
-        )
-        return {name: getattr(self.model, name) for name in names}
-
-    def timed(self) -> list[nn.Module]:
-        """See `PaliGemmaHost.timed`."""
-        return [self.model.interval_head]
-
-    def times(self, pack: ExpertPack, condition: Tensor) -> Times:
-        """What the time adds inside the MLP that makes the action tokens."""
-        weight, bias, _ = pack.products["action_time_mlp_in"]
-        time = nn.functional.linear(condition, weight[:, weight.shape[0] :], bias)
-        return Times(pack, (time[None, :, None],))
+        """See `PackingHost.products`."""
+        return {"state_proj": self.model.state_proj} | super().products()
 
     def fast_tokens(self, z: Tensor, times: Times, state: Tensor | None) -> Tensor:
-        """See `PaliGemmaHost.fast_tokens`; every chunk has the state token of its observation before it."""
-        if state is None:
-            raise ValueError(f"{self.title} needs the state: the observation was made without one")
-        products = times.pack.products
-        weight = products["action_time_mlp_in"].weight
-        action = multiply(z.to(weight.dtype), products["action_in_proj"])
-        (time,) = times.tensors
-        hidden = nn.functional.linear(action, weight[:, : weight.shape[0]]) + time[0]
-        tokens = multiply(nn.functional.silu(hidden), products["action_time_mlp_out"])
-        first = multiply(state.to(weight.dtype), products["state_proj"])[:, None]
+        """See `PackingHost.fast_tokens`; every chunk has the state token of its observation before it."""
+        tokens = super().fast_tokens(z, times, state)
+        product = times.pack.products["state_proj"]
+        first = multiply(self._required(state).to(product.weight.dtype), product)[:, None]
         return torch.cat([first.repeat_interleave(len(z) // len(first), dim=0), tokens], dim=1)
 
     def _expert(self, prefix: Prefix, z: Tensor, condition: Tensor, null: Tensor | None) -> Tensor:

@@ -88,11 +88,11 @@ class Pi05Host(PaliGemmaHost):
         return tuple(Modulation.rows(norm, index) for norm in zip(*levels, strict=True))
 
     def products(self) -> dict[str, Any]:
-        """See `PaliGemmaHost.products`."""
+        """See `PackingHost.products`."""
         return {name: getattr(self.model, name) for name in ("action_in_proj", "action_out_proj")}
 
     def timed(self) -> list[nn.Module]:
-        """See `PaliGemmaHost.timed`."""
+        """See `PackingHost.timed`."""
         return [self.model.time_mlp_in, self.model.time_mlp_out, self.model.interval_head]
 
     def times(self, pack: ExpertPack, condition: Tensor) -> Times:
@@ -102,7 +102,7 @@ class Pi05Host(PaliGemmaHost):
         return Times(pack, (1 + scale.float(), shift.float(), gate.to(pack.dtype)))
 
     def fast_tokens(self, z: Tensor, times: Times, state: Tensor | None) -> Tensor:
-        """See `PaliGemmaHost.fast_tokens`."""
+        """See `PackingHost.fast_tokens`."""
         product = times.pack.products["action_in_proj"]
         return multiply(z.to(product.weight.dtype), product)
 

@@ -7,7 +7,7 @@ only the VLM's keys and values. The state is the last token of the prefix. LeRob
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from ofp_vla.hosts.architectures.smolvla_arch import (
 )
 from ofp_vla.hosts.architectures.smolvla_layers import cross_layer, patch_positions, self_layer, vlm_layer
 from ofp_vla.hosts.attention import attend, packed_mask
+from ofp_vla.hosts.fast.smolvla_path import SmolVLAPath
 from ofp_vla.hosts.host import FlowHost, Observation, Prefix
 from ofp_vla.hosts.interval import MixedTimeHost
 
@@ -36,6 +37,7 @@ class SmolVLAHost(MixedTimeHost):
     an action sees only its own chunk, and nothing in the cross-attention layers.
     """
 
+    fast_path = SmolVLAPath
     title = "SmolVLA"
     licence = "apache-2.0"
     stock_steps = "num_steps"
@@ -161,7 +163,9 @@ class SmolVLAHost(MixedTimeHost):
         """Images and words, which see nothing that a role changes."""
         self.passes["prefix"] += 1
         with torch.no_grad():
-            hidden, mask, full = self._context(observation)
+            if (pack := self.fast.prefix_pack()) is not None:
+                return self.fast.encode(pack, observation, state=None)
+            hidden, mask, full = self._joined(observation)
             return self._run_vlm(hidden, mask, self._sees(mask, full), full)
 
     def complete(self, shared: Prefix, observation: Observation) -> Prefix:
@@ -176,38 +180,69 @@ class SmolVLAHost(MixedTimeHost):
         return None if full and self.levers.unmasked else mask[:, None, None, :]
 
     def _encode(self, observation: Observation) -> Prefix:
-        context, real, full = self._context(observation)
+        if (pack := self.fast.prefix_pack()) is not None:
+            return self.fast.encode(pack, observation, state=self._state_token(observation.state))
+        context, real, full = self._joined(observation)
         state = self._state_token(observation.state)
         hidden = torch.cat([context, state], dim=1)
         mask = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
-        # Images and words do not see the state, the last token; the state sees everything.
+        return self._run_vlm(hidden, mask, self.sees_state_last(mask), full)
+
+    @staticmethod
+    def sees_state_last(mask: Tensor) -> Tensor:
+        """(B, 1, P, P) of real tokens (B, P): none sees the state, the last, which sees all."""
         sees = mask[:, None, :].repeat(1, mask.shape[1], 1)
         sees[:, :-1, -1] = False
-        return self._run_vlm(hidden, mask, sees[:, None], full)
+        return sees[:, None]
 
-    def _context(self, observation: Observation) -> tuple[Tensor, Tensor, bool]:
+    def _joined(self, observation: Observation) -> tuple[Tensor, Tensor, bool]:
         """Embedded images and words (B, P, W), which of them are real (B, P), and whether all are."""
-        model, vlm = self.model, self.model.vlm_with_expert
+        parts, shown, full = self.context(observation, self._scaled_image)
+        # LeRobot joins these with the state, whose projection is float32 even if the VLM is bfloat16.
+        dtype = torch.promote_types(parts[0].dtype, self.model.state_proj.weight.dtype)
+        return torch.cat([part.to(dtype) for part in parts], dim=1), self.shown(parts, shown), full
+
+    def context(
+        self, observation: Observation, embed: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor | None], bool]:
+        """Images and words as tokens.
+
+        Args:
+            observation: B observations.
+            embed: makes tokens (n, S, W) of pictures (n, 3, H, W).
+
+        Returns:
+            Parts (B, S, W); for each, which tokens are real, (B, S or 1) bool, or None if all are; whether
+            all of all parts are.
+        """
         tokens, token_mask, full = self._trimmed(observation)
         full &= observation.image_masks is None
-        parts, masks = [], []
+        parts: list[Tensor] = []
+        shown: list[Tensor | None] = []
         if observation.images:
-            features = self._pictures(self._embed_image, observation.images)
+            features = self._pictures(embed, observation.images)
             given = observation.image_masks or (None,) * len(features)
-            for raw, mask in zip(features, given, strict=True):
-                # As a tensor of the features' type, which rounds it; filled on the device, not copied to it.
-                feature = raw * raw.new_full((), raw.shape[-1] ** 0.5)
-                real = torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
-                real = real if mask is None else real & mask[:, None]
-                for part, part_mask in self._framed(feature, real):
-                    parts.append(part)
-                    masks.append(part_mask)
-        words = vlm.embed_language_tokens(tokens)
+            for feature, mask in zip(features, given, strict=True):
+                framed = self._framed(feature)
+                parts += framed
+                # SmolVLM's special tokens are real even around a picture that is padding.
+                shown += [None if mask is None or part is not feature else mask[:, None] for part in framed]
+        words = self.model.vlm_with_expert.embed_language_tokens(tokens)
         parts.append(words * math.sqrt(words.shape[-1]))
-        masks.append(token_mask.bool())
-        # LeRobot joins these with the state, whose projection is float32 even if the VLM is bfloat16.
-        dtype = torch.promote_types(parts[0].dtype, model.state_proj.weight.dtype)
-        return torch.cat([part.to(dtype) for part in parts], dim=1), torch.cat(masks, dim=1), full
+        shown.append(token_mask.bool())
+        return parts, shown, full
+
+    @staticmethod
+    def shown(parts: Sequence[Tensor], shown: Sequence[Tensor | None]) -> Tensor:
+        """(B, P) bool, which tokens of all parts are real; see `context`."""
+        every = torch.ones((), dtype=torch.bool, device=parts[0].device)
+        known = zip(parts, shown, strict=True)
+        return torch.cat([(every if x is None else x).expand(part.shape[:2]) for part, x in known], dim=1)
+
+    def _scaled_image(self, images: Tensor) -> Tensor:
+        raw = self._embed_image(images)
+        # As a tensor of the features' type, which rounds it; filled on the device, not copied to it.
+        return raw * raw.new_full((), raw.shape[-1] ** 0.5)
 
     def _embed_image(self, images: Tensor) -> Tensor:
         """LeRobot's `embed_image` of whole pictures (B, 3, S, S), all of whose patches are real.
@@ -222,26 +257,22 @@ class SmolVLAHost(MixedTimeHost):
         hidden = vision.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
         return vlm.connector(vision.post_layernorm(hidden))
 
-    def _framed(self, feature: Tensor, real: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields an image's tokens, between SmolVLM's special ones if the policy uses them."""
+    def _framed(self, feature: Tensor) -> list[Tensor]:
+        """An image's tokens, between SmolVLM's special ones if the policy uses them."""
         model = self.model
         if not model.add_image_special_tokens:
-            yield feature, real
-            return
+            return [feature]
 
-        def special(name: str) -> tuple[Tensor, Tensor]:
+        def special(name: str) -> Tensor:
             tokens = getattr(model, name)
             if tokens.device != feature.device:
                 # Kept there: a copy from the host in each call would wait for the device.
                 tokens = tokens.to(feature.device)
                 setattr(model, name, tokens)
             embedded = model.vlm_with_expert.embed_language_tokens(tokens)
-            part = embedded[None].expand(len(feature), -1, -1)
-            return part, torch.ones(part.shape[:2], dtype=torch.bool, device=part.device)
+            return embedded[None].expand(len(feature), -1, -1)
 
-        yield special("global_image_start_token")
-        yield feature, real
-        yield special("image_end_token")
+        return [special("global_image_start_token"), feature, special("image_end_token")]
 
     def _run_vlm(
         self, hidden: Tensor, real: Tensor, sees: Tensor | None, full: bool, before: Prefix | None = None
@@ -271,6 +302,8 @@ class SmolVLAHost(MixedTimeHost):
     def _attend(self, attn: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """(B, heads, S, d) over (B, kv_heads, T, d), mask (B, 1, S or 1, T) bool -> (B, S, heads*d)."""
         if self.attention != "eager" or mask is None:
+            # LeRobot leaves some projections in float32 in a bfloat16 expert, and attends in float32.
+            key, value = key.to(query.dtype), value.to(query.dtype)
             return attend(self.attention, query, key, value, mask, attn.head_dim**-0.5)
         back = [x.transpose(1, 2) for x in (query, key, value)]
         return self.model.vlm_with_expert.eager_attention_forward(
@@ -278,6 +311,9 @@ class SmolVLAHost(MixedTimeHost):
         )
 
     # ---- expert
+
+    def _language_type(self) -> torch.dtype:
+        return self.model.vlm_with_expert.get_vlm_model().text_model.layers[0].self_attn.q_proj.weight.dtype
 
     def _time_type(self, s: Tensor) -> torch.dtype:
         """That of the action tokens, as LeRobot has it."""
@@ -288,10 +324,8 @@ class SmolVLAHost(MixedTimeHost):
             else self.model.action_in_proj.weight.dtype
         )
 
-    def expert(self, prefix: Prefix, z: Tensor, condition: Tensor, null: Tensor | None) -> Tensor:
+    def _expert(self, prefix: Prefix, z: Tensor, condition: Tensor, null: Tensor | None) -> Tensor:
         """See `FlowHost.expert`; the sequence is Q chunks of H tokens."""
-        self.passes["expert"] += 1
-        vlm = self.model.vlm_with_expert
         batch, queries, horizon, _ = z.shape
         hidden = self._action_tokens(z.flatten(0, 1), condition)
         hidden = hidden.view(batch, queries * horizon, -1)
@@ -299,20 +333,25 @@ class SmolVLAHost(MixedTimeHost):
         mask = packed_mask(prefix.mask, null, queries, horizon, causal=True)
         hidden_prefix = None if null is None else null.repeat_interleave(horizon, dim=1)[..., None]
         real = None if prefix.full and self.levers.unmasked else prefix.mask
-        layers = vlm.get_model_layers([vlm.get_vlm_model().text_model, vlm.lm_expert])[1]
-        for index, (layer, key, value) in enumerate(zip(layers, prefix.keys, prefix.values, strict=True)):
-            if layer is None:
-                continue
-            if self._attends_to_actions(index):
+        for index, layer, attends in self.expert_layers():
+            key, value = prefix.keys[index], prefix.values[index]
+            if attends:
                 positions = prefix.length[:, None] + steps
                 hidden = self._region(self_layer, self._attend, layer, hidden, positions, key, value, mask)
             else:
                 hidden = self._region(
                     cross_layer, self._attend, layer, hidden, steps, key, value, real, hidden_prefix
                 )
-        return self._velocity(vlm.lm_expert.norm(hidden)).view(batch, queries, horizon, -1)
+        norm = self.model.vlm_with_expert.lm_expert.norm
+        return self._velocity(norm(hidden)).view(batch, queries, horizon, -1)
 
-    def _attends_to_actions(self, index: int) -> bool:
+    def expert_layers(self) -> list[tuple[int, Any, bool]]:
+        """Layers of the expert: the VLM's layer that each reads, itself, whether it attends to actions."""
         vlm = self.model.vlm_with_expert
-        every = vlm.self_attn_every_n_layers
-        return "cross" not in vlm.attention_mode or (every > 0 and index % every == 0)
+        every, crosses = vlm.self_attn_every_n_layers, "cross" in vlm.attention_mode
+        layers = vlm.get_model_layers([vlm.get_vlm_model().text_model, vlm.lm_expert])[1]
+        return [
+            (index, layer, not crosses or (every > 0 and index % every == 0))
+            for index, layer in enumerate(layers)
+            if layer is not None
+        ]

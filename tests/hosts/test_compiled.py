@@ -70,6 +70,18 @@ def test_one_compilation_serves_all_layers_steps_starts_and_lengths(compile_by):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+def test_smolvlas_layers_are_compiled_whole_too(compile_by):
+    policy = made("smolvla")
+    policy.host.levers = Levers(compile=False)
+    plain = draw(policy, 7, TEN)
+    compile_by("eager")
+    policy.host.levers = Levers()
+    found = draw(policy, 7, TEN)
+    assert counters["stats"]["unique_graphs"] == 5
+    assert not counters["graph_break"]
+    assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
 def wrong(graph, inputs):
     def run(*given):
         return [1.001 * x if isinstance(x, torch.Tensor) else x for x in graph.forward(*given)]

@@ -11,22 +11,20 @@ from ofp_vla.hosts.fast.freshness import Sources, Watch
 from ofp_vla.hosts.roles import EMA, STUDENT, TEACHER
 from ofp_vla.policies.sampling import Sampling
 from tests.support.recording import install
-from tests.support.tiny import HORIZON, VLM_AND_EXPERT, WIDTH, tiny_batch, tiny_policy, train_head
+from tests.support.tiny import HORIZON, PARTS, VLM_AND_EXPERT, WIDTH, tiny_batch, tiny_policy, train_head
 
-PACKED = ("pi05", "pi0")
 WAY = Sampling("interval", 2, False)
 NOISE = torch.randn(2, HORIZON, WIDTH, generator=torch.Generator().manual_seed(0))
 ROUNDING = 1e-4
-LAYER = "model.paligemma_with_expert.gemma_expert.model.layers.1"
 
 
-@pytest.fixture(params=PACKED)
-def kind(request):
-    return request.param
+def layer(policy):
+    """Name of a layer of the expert; that of SmolVLA reads the VLM's keys alone."""
+    return f"model.{PARTS[policy.name.removesuffix('_ofp')].expert_layers}.1"
 
 
-def made(kind, *, lora=False, **changes):
-    policy = tiny_policy(host=kind, total_steps=10, **changes)
+def made(host, *, lora=False, **changes):
+    policy = tiny_policy(host=host, total_steps=10, **changes)
     train_head(policy)
     if lora:
         policy.config.pretrained_path = "base"
@@ -66,11 +64,11 @@ def packs(policy, role=STUDENT):
 
 
 def by_version(policy):
-    stir([policy.get_parameter(f"{LAYER}.mlp.up_proj.weight")])
+    stir([policy.get_parameter(f"{layer(policy)}.mlp.up_proj.weight")])
 
 
 def by_optimiser(policy):
-    weight = policy.get_parameter(f"{LAYER}.self_attn.q_proj.weight")
+    weight = policy.get_parameter(f"{layer(policy)}.self_attn.q_proj.weight")
     optimiser = torch.optim.AdamW([weight], lr=0.1, foreach=True)
     weight.grad = torch.ones_like(weight)
     optimiser.step()
@@ -81,12 +79,12 @@ def by_loading(policy):
 
 
 def by_another_parameter(policy):
-    layer = policy.get_submodule(f"{LAYER}.mlp.down_proj")
-    layer.weight = nn.Parameter(1.5 * layer.weight.detach())
+    down = policy.get_submodule(f"{layer(policy)}.mlp.down_proj")
+    down.weight = nn.Parameter(1.5 * down.weight.detach())
 
 
 def by_other_data(policy):
-    weight = policy.get_parameter(f"{LAYER}.mlp.gate_proj.weight")
+    weight = policy.get_parameter(f"{layer(policy)}.mlp.gate_proj.weight")
     weight.data = 1.5 * weight.data
 
 
@@ -99,7 +97,7 @@ def by_vision(policy):
 
 
 def by_another_module(policy):
-    layers = policy.get_submodule(LAYER.rpartition(".")[0])
+    layers = policy.get_submodule(layer(policy).rpartition(".")[0])
     layers[1] = copy.deepcopy(layers[1])
     stir(layers[1].parameters())
 
@@ -109,8 +107,8 @@ CHANGES += [by_another_module]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_change_that_autograd_or_a_module_sees_acts_in_the_next_call(kind, change):
-    policy = made(kind)
+def test_a_change_that_autograd_or_a_module_sees_acts_in_the_next_call(host, change):
+    policy = made(host)
     before = chunk(policy)
     assert packs(policy) == packs(policy)
     change(policy)
@@ -136,8 +134,8 @@ def by_adapter(policy):
 
 @pytest.mark.parametrize("change", [by_scale, by_disabling, by_adapter], ids=lambda change: change.__name__)
 @pytest.mark.parametrize("everywhere", [False, True], ids=["expert", "with the VLM"])
-def test_a_change_of_adapters_acts_in_the_next_call(kind, change, everywhere):
-    policy = made(kind, lora=True, train_expert_only=not everywhere)
+def test_a_change_of_adapters_acts_in_the_next_call(host, change, everywhere):
+    policy = made(host, lora=True, train_expert_only=not everywhere)
     before = chunk(policy)
     assert close(before, plain(policy))
     change(policy)
@@ -146,11 +144,11 @@ def test_a_change_of_adapters_acts_in_the_next_call(kind, change, everywhere):
 
 
 @pytest.mark.parametrize("boundary", ["reset", "training mode", "another type and back"])
-def test_what_nothing_counts_acts_from_the_next_episode_or_training_on(kind, boundary):
-    policy = made(kind)
+def test_what_nothing_counts_acts_from_the_next_episode_or_training_on(host, boundary):
+    policy = made(host)
     before = chunk(policy)
     for name in ("self_attn.o_proj", "mlp.up_proj"):
-        policy.get_parameter(f"{LAYER}.{name}.weight").data.mul_(1.5)
+        policy.get_parameter(f"{layer(policy)}.{name}.weight").data.mul_(1.5)
     if boundary == "reset":
         policy.reset()
     elif boundary == "training mode":
@@ -163,8 +161,8 @@ def test_what_nothing_counts_acts_from_the_next_episode_or_training_on(kind, bou
     assert close(after, plain(policy))
 
 
-def test_a_reset_without_a_change_keeps_the_copies(kind):
-    policy = made(kind)
+def test_a_reset_without_a_change_keeps_the_copies(host):
+    policy = made(host)
     chunk(policy)
     before = packs(policy)
     policy.reset()
@@ -198,11 +196,11 @@ def test_an_address_that_was_given_away_and_came_back_is_not_taken_for_the_old_t
         assert watch.stale()
 
 
-def test_recordings_end_with_the_copies_that_they_read(kind, monkeypatch):
+def test_recordings_end_with_the_copies_that_they_read(host, monkeypatch):
     fake = install(monkeypatch)
-    policy = made(kind, lora=True)
+    policy = made(host, lora=True)
     for number, end in enumerate((lambda: None, policy.reset, policy.train, policy.reset)):
-        weight = policy.get_parameter(f"{LAYER}.self_attn.q_proj.lora_B.default.weight")
+        weight = policy.get_parameter(f"{layer(policy)}.self_attn.q_proj.lora_B.default.weight")
         (weight.data if number else weight.detach()).mul_(1.5)
         end()
         policy.eval()
@@ -225,8 +223,8 @@ def test_copies_given_up_in_the_middle_of_a_training_take_their_recordings_along
     assert not policy.host.captures.kept
 
 
-def test_roles_have_experts_of_their_own_and_share_a_frozen_prefix(kind):
-    policy = made(kind, lora=True)
+def test_roles_have_experts_of_their_own_and_share_a_frozen_prefix(host):
+    policy = made(host, lora=True)
     policy.host.roles.add(EMA)
     stir(policy.host.roles.tensors(EMA).values(), seed=7)
     found = {}
@@ -258,8 +256,8 @@ def test_a_role_of_whole_tensors_is_packed_from_where_it_is_kept():
     assert packs(policy) is not None
 
 
-def test_a_copy_of_a_policy_acts_by_its_own_weights(kind):
-    policy = made(kind)
+def test_a_copy_of_a_policy_acts_by_its_own_weights(host):
+    policy = made(host)
     before = chunk(policy)
     other = copy.deepcopy(policy)
     by_version(other)
@@ -287,22 +285,21 @@ def test_where_a_gradient_is_wanted_or_weights_are_trained_there_is_no_copy():
 
 
 def hooked(policy):
-    policy.get_submodule(f"{LAYER}.mlp").register_forward_hook(lambda *_: None)
+    policy.get_submodule(f"{layer(policy)}.mlp").register_forward_hook(lambda *_: None)
 
 
 def replaced(policy):
     class Other(nn.Linear):
         pass
 
-    layer = policy.get_submodule(f"{LAYER}.mlp.down_proj")
-    layer.__class__ = Other
+    policy.get_submodule(f"{layer(policy)}.mlp.down_proj").__class__ = Other
 
 
 def merged(policy):
     policy.config.pretrained_path = "base"
     policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": 4})
     stir(policy.host.roles.tensors(STUDENT).values())
-    policy.get_submodule(f"{LAYER}.mlp.down_proj").merge()
+    policy.get_submodule(f"{layer(policy)}.mlp.down_proj").merge()
     policy.eval()
 
 
@@ -332,8 +329,8 @@ def test_what_cannot_be_copied_runs_by_its_modules_and_says_why_once(change, rea
     assert reason in told[0]
 
 
-def test_times_are_computed_once_and_kept_within_a_bound(kind, monkeypatch):
-    policy = made(kind)
+def test_times_are_computed_once_and_kept_within_a_bound(host, monkeypatch):
+    policy = made(host)
     asked = []
     times = type(policy.host).times
     monkeypatch.setattr(type(policy.host), "times", lambda *a: asked.append(len(a[2])) or times(*a))
@@ -343,7 +340,3 @@ def test_times_are_computed_once_and_kept_within_a_bound(kind, monkeypatch):
     for steps in (20, 21, 22, 23):
         policy.draw(tiny_batch(2), noise=NOISE, sampling=Sampling("interval", steps, False))
     assert 40 <= len(packs(policy).expert.times) <= 64
-
-
-def test_a_host_without_copies_says_so():
-    assert made("smolvla").host.pack() is None

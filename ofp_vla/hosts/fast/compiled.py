@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ofp_vla.hosts.fast.fused_layers import expert_layer, prefix_keys, prefix_layer, vision_layer
+from ofp_vla.hosts.fast.fused_layers import (
+    cross_layer,
+    expert_layer,
+    prefix_keys,
+    prefix_layer,
+    vision_layer,
+)
 from ofp_vla.hosts.recording.compilers import graphs_made, told
 
 logger = logging.getLogger(__name__)
@@ -30,9 +36,10 @@ class Functions(NamedTuple):
     prefix: Callable[..., Any]
     last: Callable[..., Any]
     expert: Callable[..., Any]
+    cross: Callable[..., Any]
 
 
-PLAIN = Functions(vision_layer, prefix_layer, prefix_keys, expert_layer)
+PLAIN = Functions(vision_layer, prefix_layer, prefix_keys, expert_layer, cross_layer)
 
 
 class Compiled:

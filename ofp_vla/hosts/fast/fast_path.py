@@ -1,7 +1,7 @@
-"""The fast path of PaliGemma hosts: a chunk's prefix and expert passes over packed weights.
+"""The fast path: a chunk's prefix and expert passes over packed weights.
 
-Which packs there are, whether they are still true, and how an observation and queries pass through them.
-Where a pack cannot be had, the reason is logged once and the path through LeRobot's modules is taken.
+Which packs there are, whether they are still true, and what the passes of all hosts have in common. Where a
+pack cannot be had, the reason is logged once and the path through LeRobot's modules is taken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,10 +20,9 @@ from torch.utils._pytree import tree_leaves
 from ofp_vla.hosts.engine import GPUS
 from ofp_vla.hosts.fast.compiled import COMPILED_ON, PLAIN, Functions, compiled
 from ofp_vla.hosts.fast.freshness import NotPacked, Sources, Unwatched, Watch
-from ofp_vla.hosts.fast.fused_layers import EPSILON, Norm, Product, added, multiply, normed
-from ofp_vla.hosts.fast.packed import ExpertPack, PrefixPack, pack_expert, pack_prefix
-from ofp_vla.hosts.observation import Observation, Prefix
-from ofp_vla.hosts.recording.cuda import has_numbers
+from ofp_vla.hosts.fast.fused_layers import EPSILON, Norm, Product, Rotary, added, multiply, normed
+from ofp_vla.hosts.fast.packed import ExpertPack, PrefixPack, Tower
+from ofp_vla.hosts.observation import Prefix
 from ofp_vla.hosts.roles import EMA, TRAINED
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class Pack:
 
 
 class FastPath:
-    """Packs of one host by weight role, and passes through them.
+    """Packs of one host by weight role, and what passes through them need; subclasses say what and how.
 
     Attributes:
         in_training: whether what no step changes, a frozen prefix and a role that is not trained, is packed
@@ -204,104 +203,73 @@ class FastPath:
         return self.host.repeats if self.in_training is None else self.in_training
 
     def _make_prefix(self, sources: Sources) -> PrefixPack:
-        self.host.fp8_tried.clear()
-        return pack_prefix(self.host.model.paligemma_with_expert, sources, self.host.vision_type())
+        """Copies what the prefix needs; raises NotPacked if it is built otherwise than the passes compute."""
+        raise NotPacked("no passes over copies are written for this host")
 
     def _make_expert(self, sources: Sources) -> ExpertPack:
-        host = self.host
-        return pack_expert(host.model.paligemma_with_expert, sources, host.products(), host.timed())
+        """Copies the action expert, as its adapters are routed now; raises NotPacked as well."""
+        raise NotPacked("no passes over copies are written for this host")
 
     # ---- passes
 
-    def encode(self, pack: PrefixPack, observation: Observation) -> Prefix:
-        """Keys and values of the prefix, as `FlowHost.encode` gives them."""
-        host = self.host
-        tokens, token_mask, full = host._trimmed(observation)
-        parts = []
-        if observation.images:
-            parts = host._pictures(partial(self._pictures, pack), observation.images)
-        words = host.model.paligemma_with_expert.embed_language_tokens(tokens)
-        parts.append(words.to(pack.dtype))
-        hidden = torch.cat(parts, dim=1)
-        batch, length = hidden.shape[:2]
-        real = token_mask.new_ones((), dtype=torch.bool).expand(batch, length)
-        mask = real if full else torch.cat([real[:, tokens.shape[1] :], token_mask.bool()], dim=1)
-        sees = None if full and host.levers.unmasked else mask[:, None, None]
-        # Padding stands at the end, so that real tokens have the positions that they have without it.
-        rotary = pack.rotary.span(0, length)
-        keys, values = [], []
-        layers = pack.eighths if self.in_fp8 else pack.layers
-        layers = layers[:-1] if host.levers.last_layer else layers
+    def expert(self, prefix: Prefix, z: Tensor, times: Times, null: Tensor | None) -> Tensor:
+        """See `FlowHost.expert`; each chunk is a row of its own, so that none hides from another."""
+        raise NotImplementedError
+
+    def _tower(self, tower: Tower, pixels: Tensor, places: Tensor) -> Tensor:
+        """SigLIP's features (n, patches, W) of pictures (n, 3, S, S), whose patches have `places`."""
+        pixels = pixels.to(places.dtype)
+        if isinstance(tower.patches, Product):
+            count, channels, height, width = pixels.shape
+            side = tower.side
+            grid = pixels.view(count, channels, height // side, side, width // side, side)
+            flat = grid.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * side * side)
+            hidden = multiply(flat, tower.patches)
+        else:
+            hidden = tower.patches(pixels).flatten(2).transpose(1, 2).contiguous()
+        hidden = hidden + places
         run = self._functions(hidden)
-        delta = _nothing(hidden, run)
+        delta = nothing(hidden, run)
+        for layer in tower.layers:
+            hidden, delta = run.vision(hidden, delta, layer, tower.heads, tower.attention)
+        weight, bias = tower.norm
+        return torch.layer_norm(added(hidden, delta), weight.shape, weight, bias, EPSILON)
+
+    def _decoded(
+        self, pack: PrefixPack, hidden: Tensor, rotary: Rotary, sees: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values of all layers of the language model, of its tokens (B, P, W)."""
+        layers = pack.eighths if self.in_fp8 else pack.layers
+        layers = layers[:-1] if self.host.levers.last_layer else layers
+        run = self._functions(hidden)
+        delta = nothing(hidden, run)
         kind = self._kind(hidden, "sdpa")
+        keys, values = [], []
         for norm, layer, mlp_norm in layers:
             hidden, delta, key, value = run.prefix(hidden, delta, rotary, sees, norm, layer, mlp_norm, kind)
             keys.append(key)
             values.append(value)
-        if host.levers.last_layer:
+        if self.host.levers.last_layer:
             key, value = run.last(hidden, delta, rotary, *pack.last)
             keys.append(key)
             values.append(value)
-        return Prefix(tuple(keys), tuple(values), mask, observation.state, full)
+        return tuple(keys), tuple(values)
 
-    def _pictures(self, pack: PrefixPack, pixels: Tensor) -> Tensor:
-        """Features (n, patches, W) of pictures (n, 3, S, S)."""
-        pixels = pixels.to(pack.places.dtype)
-        if isinstance(pack.patches, Product):
-            count, channels, height, width = pixels.shape
-            side = pack.patch
-            grid = pixels.view(count, channels, height // side, side, width // side, side)
-            flat = grid.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * side * side)
-            hidden = multiply(flat, pack.patches)
-        else:
-            hidden = pack.patches(pixels).flatten(2).transpose(1, 2).contiguous()
-        hidden = hidden + pack.places
-        run = self._functions(hidden)
-        delta = _nothing(hidden, run)
-        for layer in pack.vision:
-            hidden, delta = run.vision(hidden, delta, layer, pack.vision_heads, pack.vision_attention)
-        weight, bias = pack.vision_norm
-        hidden = torch.layer_norm(added(hidden, delta), weight.shape, weight, bias, EPSILON)
-        return multiply(hidden, pack.projection).to(pack.dtype)
-
-    def expert(self, prefix: Prefix, z: Tensor, times: Times, null: Tensor | None) -> Tensor:
-        """See `FlowHost.expert`; each chunk is a row of its own, so that none hides from another."""
-        host, pack = self.host, times.pack
-        batch, queries, horizon, _ = z.shape
-        hidden = host.fast_tokens(z.flatten(0, 1), times, prefix.state).to(pack.dtype)
-        tokens, known = hidden.shape[1], prefix.mask.shape[1]
+    def _behind(self, pack: ExpertPack, prefix: Prefix, queries: int, tokens: int) -> Rotary:
+        """Rotary embedding of so many tokens behind the prefix, of each query."""
+        known = prefix.mask.shape[1]
         if prefix.full:
-            rotary = pack.rotary.span(known, known + tokens)
-        else:
-            first = prefix.length.repeat_interleave(queries)[:, None]
-            rotary = pack.rotary.at(first + torch.arange(tokens, device=z.device), known + tokens)
-        mask = self._mask(pack, prefix, null, queries, tokens, with_state=tokens > horizon)
-        norms = pack.norms or times.norms
-        run = self._functions(hidden)
-        delta, gate = _nothing(hidden, run), norms[1].gate
-        kind = self._kind(hidden, "grouped" if queries == 1 else "sdpa")
-        rounded = kind == "grouped" and hidden.device.type in GPUS
-        for number, layer in enumerate(pack.layers):
-            hidden, delta = run.expert(
-                hidden,
-                delta,
-                gate,
-                prefix.keys[number],
-                prefix.values[number],
-                rotary,
-                mask,
-                norms[2 * number],
-                layer,
-                norms[2 * number + 1],
-                kind,
-                rounded,
-            )
-            gate = norms[2 * number + 1].gate
-        last = normed(added(hidden, delta, gate)[:, tokens - horizon :], norms[-1])
+            return pack.rotary.span(known, known + tokens)
+        first = prefix.length.repeat_interleave(queries)[:, None]
+        steps = torch.arange(tokens, device=first.device)
+        return pack.rotary.at(first + steps, known + tokens)
+
+    def _velocity(self, pack: ExpertPack, hidden: Tensor, norm: Norm, z: Tensor) -> Tensor:
+        """Velocities of the last tokens (B*Q, S, W), shaped as the chunks z (B, Q, H, D), in float32."""
+        last = normed(hidden[:, hidden.shape[1] - z.shape[2] :], norm)
         with torch.autocast(device_type=z.device.type, enabled=False):
             velocity = multiply(last.float(), pack.products["action_out_proj"]).float()
-        return velocity.view(batch, queries, horizon, -1)
+        return velocity.view(*z.shape[:3], -1)
 
     @property
     def in_fp8(self) -> bool:
@@ -318,40 +286,7 @@ class FastPath:
         kind = hidden.device.type
         return compiled(COMPILED_ON[kind]) if self.host.levers.compile and kind in COMPILED_ON else PLAIN
 
-    def _mask(
-        self,
-        pack: ExpertPack,
-        prefix: Prefix,
-        null: Tensor | None,
-        queries: int,
-        tokens: int,
-        *,
-        with_state: bool,
-    ) -> Tensor | None:
-        """See `fused_layers.expert_layer`. The state, if it is the first token, sees no action."""
-        known = prefix.mask.shape[1]
-        free = prefix.full and null is None
-        if free and not with_state and self.host.levers.unmasked:
-            return None
-        if free and (known, tokens) in pack.masks:
-            return pack.masks[known, tokens]
-        seen = prefix.mask[:1] if free else prefix.mask.repeat_interleave(queries, dim=0)
-        own = seen.new_ones(len(seen), tokens)
-        mask = torch.cat([seen, own], dim=1)[:, None, None]
-        if with_state:
-            mask = mask.repeat(1, 1, tokens, 1)
-            mask[:, :, 0, known + 1 :] = False
-        if null is not None:
-            hidden = null.flatten()[:, None, None, None]
-            if with_state:
-                mask[:, :, 1:, : known + 1] &= ~hidden
-            else:
-                mask[..., :known] &= ~hidden
-        if free and has_numbers():
-            pack.masks[known, tokens] = mask
-        return mask
 
-
-def _nothing(hidden: Tensor, run: Functions) -> Tensor | None:
+def nothing(hidden: Tensor, run: Functions) -> Tensor | None:
     """What no layer has added yet; for compiled functions zeros, so that the first layer is as others."""
     return None if run is PLAIN else torch.zeros_like(hidden)

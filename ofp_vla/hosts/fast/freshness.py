@@ -34,6 +34,12 @@ class NotPacked(Exception):
     """Says why the weights of a network, as it is, are not copied; the path without copies is taken then."""
 
 
+def require(holds: bool, otherwise: str) -> None:
+    """Raises NotPacked with a reason unless something holds."""
+    if not holds:
+        raise NotPacked(otherwise)
+
+
 class Source(NamedTuple):
     """A tensor or a module and where it was found, so that another in its place is noticed."""
 
