@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from ofp_vla.hosts.attention import attend, fast_attention
-from ofp_vla.hosts.fast.fused_layers import DecoderLayer, Norm, Product, expert_layer, multiply
+from ofp_vla.hosts.fast import gelu
+from ofp_vla.hosts.fast.fused_layers import (
+    DecoderLayer,
+    Norm,
+    Product,
+    VisionLayer,
+    expert_layer,
+    multiply,
+    vision_layer,
+)
 from ofp_vla.hosts.fast.packed import widened
 
 G = torch.Generator().manual_seed(0)
@@ -78,3 +87,40 @@ def test_an_mlp_of_a_rounder_width_computes_the_same():
 
     torch.testing.assert_close(run(*wide), run(rise, fall))
     assert widened(rise, fall) == (rise, fall)
+
+
+def by_tanh(bias, x, weight, *, use_gelu):
+    """What the operator computes on CUDA; on a CPU it is the form by erf."""
+    assert use_gelu
+    return torch.nn.functional.gelu(torch.addmm(bias, x, weight), approximate="tanh")
+
+
+def test_gelu_is_one_kernel_only_where_that_computes_the_form_of_siglip(monkeypatch, caplog):
+    gelu.one_kernel.cache_clear()
+    device = torch.device("cpu")
+    for _ in range(2):
+        assert not gelu.one_kernel(device, torch.float32)
+    assert caplog.text.count("stays a kernel of its own on cpu in torch.float32: one kernel is") == 1
+    gelu.one_kernel.cache_clear()
+    monkeypatch.setattr(torch, "_addmm_activation", by_tanh)
+    assert all(gelu.one_kernel(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    gelu.one_kernel.cache_clear()
+    monkeypatch.delattr(torch, "_addmm_activation")
+    assert not gelu.one_kernel(device, torch.float32)
+    assert "has no attribute '_addmm_activation'" in caplog.text
+    gelu.one_kernel.cache_clear()
+
+
+def test_a_layer_of_siglip_with_gelu_in_one_kernel_is_the_same(monkeypatch):
+    monkeypatch.setattr(torch, "_addmm_activation", by_tanh)
+
+    def product(out, inside):
+        return Product(random(out, inside), random(out))
+
+    norms = random(16), random(16)
+    layer = VisionLayer(*norms, product(48, 16), product(16, 16), *norms, product(30, 16), product(16, 30))
+    given = random(2, 9, 16), random(2, 9, 16)
+    for kind in ("grouped", "sdpa"):
+        one = vision_layer(*given, layer._replace(one_kernel=True), 4, kind)
+        for a, b in zip(one, vision_layer(*given, layer, 4, kind), strict=True):
+            torch.testing.assert_close(a, b)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ofp_vla.hosts.attention import fast_attention
 from ofp_vla.hosts.fast.fp8 import multiply_fp8
+from ofp_vla.hosts.fast.gelu import linear_gelu
 
 # Of every norm in SigLIP.
 EPSILON = 1e-6
@@ -52,7 +53,7 @@ class Norm(NamedTuple):
 
 
 class VisionLayer(NamedTuple):
-    """A layer of SigLIP; `qkv` gives queries, keys and values."""
+    """A layer of SigLIP; `qkv` gives queries, keys and values, `one_kernel` is that of `hosts.fast.gelu`."""
 
     norm: Tensor
     norm_bias: Tensor
@@ -62,6 +63,7 @@ class VisionLayer(NamedTuple):
     mlp_norm_bias: Tensor
     rise: Product
     fall: Product
+    one_kernel: bool = False
 
 
 class DecoderLayer(NamedTuple):
@@ -97,7 +99,11 @@ def vision_layer(
     mixed = fast_attention(attention, query, key.transpose(1, 2), value.transpose(1, 2), None)
     hidden = hidden + multiply(mixed, layer.out)
     tokens = torch.layer_norm(hidden, (width,), layer.mlp_norm, layer.mlp_norm_bias, EPSILON)
-    return hidden, multiply(functional.gelu(multiply(tokens, layer.rise), approximate="tanh"), layer.fall)
+    if layer.one_kernel and layer.rise.bias is not None:
+        raised = linear_gelu(tokens, layer.rise.weight, layer.rise.bias)
+    else:
+        raised = functional.gelu(multiply(tokens, layer.rise), approximate="tanh")
+    return hidden, multiply(raised, layer.fall)
 
 
 def prefix_layer(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from ofp_vla.hosts.engine import GPUS
 from ofp_vla.hosts.fast.freshness import NotPacked, Sources, require
 from ofp_vla.hosts.fast.fused_layers import (
     EPSILON,
@@ -24,7 +25,9 @@ from ofp_vla.hosts.fast.fused_layers import (
     Product,
     VisionLayer,
 )
+from ofp_vla.hosts.fast.gelu import one_kernel
 from ofp_vla.hosts.fast.packed import Tower, widened
+from ofp_vla.hosts.recording.cuda import has_numbers
 
 # SigLIP's and Gemma's activation, as transformers names it.
 GELU = "gelu_pytorch_tanh"
@@ -118,12 +121,14 @@ class Reader:
         for module in (layer, layer.self_attn, layer.mlp):
             self.enter(module)
         attn, mlp = layer.self_attn, layer.mlp
+        device = mlp.fc1.weight.device
         return VisionLayer(
             *self.layer_norm(layer.layer_norm1, dtype),
             self.product([attn.q_proj, attn.k_proj, attn.v_proj], dtype),
             self.product([attn.out_proj], dtype),
             *self.layer_norm(layer.layer_norm2, dtype),
             *widened(self.product([mlp.fc1], dtype), self.product([mlp.fc2], dtype)),
+            has_numbers() and device.type in GPUS and one_kernel(device, dtype),
         )
 
     def tower(
