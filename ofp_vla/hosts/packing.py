@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ofp_vla.hosts.fast.fast_path import FastPath, Pack, Times
 from ofp_vla.hosts.fast.packed import ExpertPack
@@ -103,10 +104,11 @@ class PackingHost(FlowHost):
         return super().rows_of(levels, index)
 
     def expert(self, prefix: Prefix, z: Tensor, condition: Any, null: Tensor | None) -> Tensor:
-        """See `FlowHost.expert`."""
+        """See `FlowHost.expert`; by the modules where a derivative is carried forward, as by any gradient."""
         self.passes["expert"] += 1
-        if isinstance(condition, Tensor) and (pack := self.fast.expert_pack()) is not None:
-            condition = self.times(pack, condition)
+        if isinstance(condition, Tensor) and forward_ad.unpack_dual(z).tangent is None:
+            pack = self.fast.expert_pack()
+            condition = condition if pack is None else self.times(pack, condition)
         if isinstance(condition, Times):
             return self.fast.expert(prefix, z, condition, null)
         return self._expert(prefix, z, condition, null)
