@@ -26,7 +26,7 @@ from ofp_vla.policies.sampling import Sampling
 from ofp_vla.provenance import versions
 from ofp_vla.serving.continuing import draw_continued, left_over
 from robotwin_eval.host import driver
-from robotwin_eval.policy.protocol import PREFLIGHT, NoiseKey, PolicyError, Reply, Request
+from robotwin_eval.policy.protocol import DELAY, EXECUTE, PREFLIGHT, NoiseKey, PolicyError, Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -240,11 +240,11 @@ class LocalPolicy:
         return {"clipped_values": clipped - began, "since_last_client": clipped - last}
 
     def describe(self) -> dict[str, Any]:
-        """What a server says about the policy: name, checkpoint, fingerprint, sampling, device, versions.
+        """What a server says about the policy: name, fingerprint, sampling, what it may be told, versions.
 
         `policy.dimension_names` has the names of "state" and "action", if the checkpoint has them.
         """
-        config = self.loaded.policy.config
+        config, way = self.loaded.policy.config, self.sampling
         names = self._dimension_names()
         return {
             "policy": {
@@ -252,10 +252,12 @@ class LocalPolicy:
                 "checkpoint": self.loaded.source,
                 "fingerprint": fingerprint(self.loaded, self.sampling),
                 "type": config.type,
-                **self.sampling.describe(),
+                **way.describe(),
                 **({"dimension_names": names} if names else {}),
                 **({"remark": self.remark} if self.remark else {}),
             },
+            # LeRobot's guided sampler, which continues what is running, draws one chunk.
+            "understands": [EXECUTE, *([] if way.sampler == "host" and way.draws > 1 else [DELAY])],
             # How many actions of a chunk the checkpoint intends to be carried out, as LeRobot does.
             "execute": min(config.n_action_steps, self.horizon),
             "engine": config.engine,

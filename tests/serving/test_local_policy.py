@@ -196,6 +196,12 @@ def test_actions_stay_within_the_robots_limits_and_clips_are_counted(loaded):
     assert policy.clipped == int((free != actions).sum()) > 0
 
 
+def test_clients_may_tell_the_delay_where_a_late_chunk_can_be_continued(loaded):
+    ways = [("interval", 1), ("interval", 4), ("host", 1), ("host", 4)]
+    told = [LocalPolicy(loaded, "a", sampler=s, draws=k).describe()["understands"] for s, k in ways]
+    assert told == [["execute", "delay"]] * 3 + [["execute"]]
+
+
 def test_a_failed_call_leaves_the_sessions_alone(loaded):
     policy = LocalPolicy(loaded, "a")
     chunk(policy, request(0))

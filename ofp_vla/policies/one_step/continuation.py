@@ -105,6 +105,7 @@ def check_guidance(way: Sampling) -> None:
     """Raises DataError if LeRobot's guided sampler cannot draw in the way that is asked for."""
     if way.sampler == "host" and way.draws > 1:
         raise DataError(
-            f"real-time chunking by {way}: LeRobot's guided sampler draws one chunk, not {way.draws}; set "
-            f"--policy.draws=1, or --policy.sampler=interval, which continues chunks with several draws"
+            f"real-time chunking by {way}: LeRobot's guided sampler draws one chunk, not {way.draws}; take "
+            f"one (--policy.draws=1, --draws 1), or the interval sampler, which continues several "
+            f"(--policy.sampler=interval, --sampler interval)"
         )
