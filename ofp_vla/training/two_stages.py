@@ -164,7 +164,12 @@ class TwoStages:
         if resume and not record.is_file():
             raise FileNotFoundError(f"{record} is not there: nothing to resume; train without --resume first")
         if resume:
-            before = json.loads(record.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(record.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise RecipeError(
+                    f"{record} cannot be read ({error}); restore it, or train into another output_dir"
+                ) from error
             other = [f"{name} {before.get(name)}" for name, value in own.items() if before.get(name) != value]
             if other:
                 raise RecipeError(f"{record}: the run to resume has {'; '.join(other)}; repeat its command")

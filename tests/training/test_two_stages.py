@@ -135,3 +135,12 @@ def test_dry_run_prints_both_commands_and_flow_matching_needs_no_second_stage(re
     assert not (tmp_path / "run_teacher").exists()
     with pytest.raises(RecipeError, match="raise steps instead"):
         TwoStages(str(recipe), ["policy.objective=flow_matching"], 3).train(resume=False)
+
+
+@HOST
+def test_a_record_that_cannot_be_read_is_named(recipe, host, tmp_path):
+    stages = TwoStages(str(recipe), [f"output_dir={tmp_path / 'run'}"], 2)
+    stages.begin(resume=False)
+    (stages.folder / "stages.json").write_text('{"recipe": ')
+    with pytest.raises(RecipeError, match=r"stages\.json cannot be read"):
+        stages.begin(resume=True)
