@@ -17,6 +17,7 @@ from lerobot.utils.constants import ACTION
 from torch.utils.data import DataLoader, Subset
 
 from ofp_vla.checkpoints.files import TRAIN_CONFIG, CheckpointFiles
+from ofp_vla.data.checks.source import open_dataset
 from ofp_vla.errors import DataError
 from ofp_vla.normalization.dimensions import dimension_names
 
@@ -54,8 +55,8 @@ def open_metadata(dataset: str) -> LeRobotDatasetMetadata:
         DataError: there is none, or it has no actions.
     """
     root = Path(dataset) if Path(dataset).is_dir() else None
-    if root is not None and not (root / "meta" / "info.json").is_file():
-        raise DataError(f"{root} has no meta/info.json; it is not a LeRobot dataset")
+    if root is not None:
+        open_dataset(dataset)  # says which file of it is missing or damaged
     try:
         meta = LeRobotDatasetMetadata(dataset if root is None else f"local/{root.name}", root=root)
     except (OSError, ValueError) as error:
@@ -69,7 +70,7 @@ def open_views(meta: LeRobotDatasetMetadata, episodes: Sequence[int], frames: in
     """Up to `frames` frames of each episode, evenly spaced, with the `horizon` actions from there on.
 
     Raises:
-        DataError: an episode that the dataset does not have, or none.
+        DataError: an episode that the dataset does not have, or none; or no statistics of its actions.
     """
     unknown = [episode for episode in episodes if not 0 <= episode < meta.total_episodes]
     if unknown or not episodes:
@@ -93,7 +94,13 @@ def open_views(meta: LeRobotDatasetMetadata, episodes: Sequence[int], frames: in
     kept = places if relative is None else [relative[place] for place in places]
     size = meta.features[ACTION]["shape"][0]
     names = dimension_names(meta.features[ACTION]) or tuple(str(index) for index in range(size))
-    deviation = np.asarray(meta.stats[ACTION]["std"], dtype=np.float64)
+    known = (meta.stats or {}).get(ACTION, {}).get("std")
+    if known is None:
+        raise DataError(
+            f"meta/stats.json of {meta.repo_id} has no standard deviations of {ACTION}, in which distances "
+            f"are shown; ofp-vla data statistics {meta.root} writes them"
+        )
+    deviation = np.asarray(known, dtype=np.float64)
     return Views(data, tuple(chosen), tuple(kept), names, np.where(deviation > 1e-6, deviation, 1.0))
 
 

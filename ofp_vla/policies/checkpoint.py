@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from draccus.utils import DecodingError
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
 from lerobot.processor import PolicyProcessorPipeline, RenameObservationsProcessorStep
 from lerobot.utils.device_utils import is_torch_device_available
 
-from ofp_vla.checkpoints.files import ADAPTER_CONFIG, CheckpointFiles, resolve_checkpoint
+from ofp_vla.checkpoints.files import ADAPTER_CONFIG, CheckpointFiles, read_json, resolve_checkpoint
 from ofp_vla.errors import CheckpointError, DeviceError
 from ofp_vla.policies.configuration import OneStepConfig
 from ofp_vla.policies.one_step.policy import OneStepPolicy
@@ -53,8 +55,7 @@ def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overri
         refuse_missing(str(overrides["device"]))
     source = resolve_checkpoint(checkpoint)
     files = CheckpointFiles(source, revision=revision)
-    folder = files.need("config.json").parent
-    config = PreTrainedConfig.from_pretrained(folder)
+    config = _saved_config(files)
     if not isinstance(config, OneStepConfig):
         raise CheckpointError(
             f"checkpoint {source!r} is a {config.type!r} policy, not one of this package; load it with "
@@ -72,6 +73,16 @@ def load_policy(checkpoint: str | Path, *, revision: str | None = None, **overri
     policy.eval()
     policy.host.refuse_levers()
     return LoadedPolicy(policy, preprocess, postprocess, source)
+
+
+def _saved_config(files: CheckpointFiles) -> PreTrainedConfig:
+    read_json(files, "config.json")
+    path = files.need("config.json")
+    try:
+        return PreTrainedConfig.from_pretrained(path.parent)
+    except (DecodingError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise CheckpointError(f"{path}: {reason}; another version of ofp_vla may have written it") from error
 
 
 def refuse_missing(device: str) -> None:

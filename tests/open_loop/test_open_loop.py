@@ -192,6 +192,14 @@ def test_what_cannot_be_compared_is_refused_in_one_line(checkpoint, words, datas
     assert "numbers and ranges" in said(run(checkpoint, dataset, "--episodes", "3..7", *output))
     assert "named twice" in said(run(checkpoint, checkpoint, dataset, *output))
     assert "not a LeRobot dataset" in said(run(checkpoint, tmp_path, *output))
+    for file, content, words in (
+        ("meta/tasks.parquet", None, "has no meta/tasks.parquet"),
+        ("data/chunk-000/file-000.parquet", b"PAR1", "cannot be read"),
+        ("meta/stats.json", None, "ofp-vla data statistics"),
+    ):
+        damaged = shutil.copytree(dataset, tmp_path / "damaged" / file)
+        (damaged / file).unlink() if content is None else (damaged / file).write_bytes(content)
+        assert words in said(run(checkpoint, damaged, "--episodes", "0", *output))
 
     told = run(every, dataset, "--episodes", "0", "--frames", "1", *output)
     assert told.exit_code == 0, (told.output, told.exception)

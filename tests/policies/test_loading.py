@@ -162,6 +162,23 @@ def test_damaged_index_of_shards_is_an_error_that_names_the_file(checkpoint, con
     assert str(index) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "newer"}, r"policy\.objective: must be one of"),
+        ({"newer": {"a": 1}}, "fields `newer` are not valid"),
+        ({"type": "newer"}, "'newer'"),
+        (None, "is not JSON"),
+    ],
+)
+def test_configuration_that_means_nothing_here_is_an_error_that_names_the_file(checkpoint, changes, words):
+    path = checkpoint / "config.json"
+    text = path.read_text()
+    path.write_text(text[:-20] if changes is None else json.dumps(json.loads(text) | changes))
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{words}"):
+        load_policy(checkpoint)
+
+
 def test_missing_folder_and_missing_config_are_errors(host, checkpoint):
     with pytest.raises(CheckpointError, match="/no/such/folder"):
         HOSTS[host].from_pretrained("/no/such/folder")
