@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 _aten: Any = torch.ops.aten
 # Operators after which the host knows a number of the device, and so has waited for it.
@@ -50,9 +50,24 @@ def count(work: Callable[[], object], weights: Iterable[Tensor] = ()) -> Cost:
     """Runs `work` once and counts what it did; `weights` are those whose reading is counted."""
     calls = _Calls({w.untyped_storage()._cdata for w in weights})
     reads = _Reads()
-    with FlopCounterMode(display=False) as flops, calls, reads:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as flops, calls, reads:
         work()
     return Cost(flops.get_total_flops(), calls.calls, calls.weight_bytes, calls.waits + reads.waits)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# PyTorch 2.11 counts the fused attention of a GPU alone.
+_ATTENTION: dict[Any, Any] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 class _Calls(TorchDispatchMode):

@@ -55,6 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-budgets", action="store_true", help="write tests/budgets.json anew")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _owner:
         shutil.rmtree(os.environ.pop(_HOME), ignore_errors=True)

@@ -7,6 +7,7 @@ and every other operator counts as one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from typing import Any
@@ -19,7 +20,10 @@ from ofp_vla.bench import acting, training
 from ofp_vla.bench.floors import Phase
 from ofp_vla.bench.random_weights import SHAPES, random_config
 from ofp_vla.bench.rows import Row
-from ofp_vla.bench.subjects import PROMPT
+from ofp_vla.bench.subjects import PROMPT, RANK
+from ofp_vla.core import field
+from ofp_vla.core.field import ActionChunk
+from ofp_vla.core.objectives import OBJECTIVES
 from ofp_vla.core.sampling import sample
 from ofp_vla.counting import Cost, count
 from ofp_vla.hosts.engine import Levers
@@ -29,6 +33,7 @@ from ofp_vla.policies.sampling import Sampling
 
 PREFIX, EXPERT, EXPERT_DRAWS = "prefix", "expert", "expert, eight draws"
 LAST = acting.TEN + acting.OFF  # of what is counted once
+STEP_BATCH = 8  # of a training step
 
 
 class Counter:
@@ -43,23 +48,44 @@ class Counter:
         config = random_config(self.size, self.dtype, "cpu", engine=engine, attention="sdpa")
         with torch.device("meta"):
             policy = PI05OFPPolicy.around(PI05OFPPolicy.host_class.build(config), config).eval()
-        for module in policy.modules():
-            for kept in (module._parameters, module._buffers):
-                for name, tensor in kept.items():
-                    if tensor is not None:
-                        kept[name] = FakeTensor(self._mode, tensor.detach(), torch.device("cpu"))
+        self._give_shapes(policy)
         with self._mode, torch.no_grad():
             policy.host.fast.pack_unwatched()
         return policy
 
-    def observation(self) -> Observation:
+    def trainee(self, objective: str, engine: str) -> PI05OFPPolicy:
+        """A policy in training by LoRA on its action expert, of shapes without numbers."""
+        config = random_config(
+            self.size, self.dtype, "cpu", engine=engine, objective=objective, attention="sdpa"
+        )
+        with torch.device("meta"):
+            policy = PI05OFPPolicy.around(PI05OFPPolicy.host_class.build(config), config)
+            config.device = "cpu"
+            config.pretrained_path = "shapes"  # type: ignore[assignment]
+            policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": RANK})
+            policy.train()
+            policy.get_optim_params()  # makes the roles
+        self._give_shapes(policy)
+        return policy
+
+    def _give_shapes(self, policy: PI05OFPPolicy) -> None:
+        for module in policy.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    shape = FakeTensor(self._mode, weight.detach(), torch.device("cpu"))
+                    module._parameters[name] = torch.nn.Parameter(shape, weight.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = FakeTensor(self._mode, buffer, torch.device("cpu"))
+
+    def observation(self, batch: int = 1) -> Observation:
         """Prepared pictures and tokens; what would be asked of the device is known."""
         side, cameras, _, _ = SHAPES[self.size]
         padded = self._padded
         return Observation(
-            tuple(torch.empty(1, 3, side, side) for _ in range(cameras)),
-            torch.empty(1, padded, dtype=torch.long),
-            torch.empty(1, padded, dtype=torch.bool),
+            tuple(torch.empty(batch, 3, side, side) for _ in range(cameras)),
+            torch.empty(batch, padded, dtype=torch.long),
+            torch.empty(batch, padded, dtype=torch.bool),
             extent=PromptExtent(self.prompt, self.prompt),
         )
 
@@ -106,6 +132,46 @@ class Counter:
 
         return self.count(work, policy)
 
+    def step(self, objective: str, batch: int) -> Cost:
+        """Forward and backward of a training step by an objective; without the optimiser."""
+        policy = self.trainee(objective, "on")
+
+        def loss() -> Tensor:
+            _, _, horizon, width = SHAPES[self.size]
+            fields = policy.host.bind_all(self.observation(batch), sorted(policy.objective.roles))
+            actions = torch.empty(batch, horizon, width)
+            chunk = ActionChunk(actions, torch.ones_like(actions, dtype=torch.bool))
+            return policy.objective(fields, chunk, progress=0.5, generator=None).total
+
+        return self._backward(policy, loss)
+
+    def stock_step(self, batch: int) -> Cost:
+        """Forward and backward of LeRobot's own step, by the same adapters."""
+        policy = self.trainee("flow_matching", "off")
+
+        def loss() -> Tensor:
+            seen = self.observation(batch)
+            masks = [torch.empty(batch, dtype=torch.bool) for _ in seen.images]
+            _, _, horizon, width = SHAPES[self.size]
+            actions, noise = torch.empty(2, batch, horizon, width).unbind()
+            words = seen.tokens, seen.token_mask
+            squares: Tensor = policy.model.forward(
+                list(seen.images), masks, *words, actions, noise, torch.empty(batch)
+            )
+            return squares.mean()
+
+        return self._backward(policy, loss)
+
+    def _backward(self, policy: PI05OFPPolicy, loss: Callable[[], Tensor]) -> Cost:
+        def work() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                value = loss()
+            value.backward()
+
+        with self._mode, _orders_known():
+            work()  # makes the gradients
+            return count(work, policy.parameters())
+
     def prefix(self, policy: PI05OFPPolicy) -> Cost:
         """Pictures and prompt, once a chunk."""
         return self.count(lambda: policy.host.encode(self.observation()), policy)
@@ -131,6 +197,25 @@ def count_all(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:
         one, two = counted(1), counted(2)
         yield name.replace("ten steps", "one step"), one
         yield name, after(10, one, two)
+
+
+def count_steps(size: str, dtype: str, batch: int = STEP_BATCH) -> Iterator[tuple[str, Cost]]:
+    """Yields forward and backward of training steps: LeRobot's own, and every objective's."""
+    counter = Counter(size, dtype)
+    yield training.LEROBOT, counter.stock_step(batch)
+    for name in OBJECTIVES:
+        yield name, counter.step(name, batch)
+
+
+@contextmanager
+def _orders_known() -> Iterator[None]:
+    """That times are in order is asked on a CPU alone; here they have no numbers."""
+    asked = field._ordered
+    field._ordered = lambda t, r: True
+    try:
+        yield
+    finally:
+        field._ordered = asked
 
 
 def count_levers(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:

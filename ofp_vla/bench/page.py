@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ofp_vla.bench import acting, training
 from ofp_vla.bench.rows import Results, Row, measured
-from ofp_vla.bench.tables import COLUMNS, TITLES, UNITS, cells, digits, machine_words, remarks
+from ofp_vla.bench.tables import COLUMNS, TITLES, UNITS, cells, count_tables, digits, machine_words, remarks
 from robotwin_eval.files import replace_file
 from robotwin_eval.report import charts
 from robotwin_eval.report.charts import Axis, RowChart, nice_ticks, row_chart
@@ -30,6 +30,7 @@ def write_page(folder: Path, results: Results) -> Path:
         tables=[(title, UNITS[part], measured(results.of(part))) for part, title in TITLES.items()],
         columns=COLUMNS,
         cells=cells,
+        counted=count_tables(results),
         remarks=remarks(results),
         data={"provenance": results.provenance, "excluded": ()},
         created=datetime.date.today().isoformat(),

@@ -105,6 +105,7 @@ class Results:
         ceilings: `ofp_vla.bench.floors.Ceilings` as JSON, {} if they were not measured.
         counts: name -> `ofp_vla.counting.Cost` as JSON.
         uncounted: why counting ended early, "" if it did not.
+    steps: name of a training step -> its Cost as JSON.
     """
 
     provenance: dict[str, Any]
@@ -112,6 +113,7 @@ class Results:
     ceilings: dict[str, float] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     uncounted: str = ""
+    steps: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def row(self, part: str, name: str, batch: int, dtype: str) -> Row:
         """The row of this name; a new one, not measured yet, if there is none."""
@@ -134,6 +136,7 @@ class Results:
             "provenance": self.provenance,
             "ceilings": self.ceilings,
             "counts": self.counts,
+            "steps": self.steps,
             "uncounted": self.uncounted,
             "rows": [row.describe() for row in self.rows],
         }
@@ -166,7 +169,8 @@ class Results:
         rows = [
             Row(**{name: value for name, value in row.items() if name in known}) for row in content["rows"]
         ]
-        return cls(content["provenance"], rows, content["ceilings"], content["counts"], content["uncounted"])
+        known_of = (content["ceilings"], content["counts"], content["uncounted"], content.get("steps", {}))
+        return cls(content["provenance"], rows, *known_of)
 
     def continues(self, before: Results, folder: Path) -> None:
         """Takes over what an earlier call measured into the same folder.
@@ -183,7 +187,8 @@ class Results:
                 )
         commands = [*before.provenance.get("Commands", []), *self.provenance.get("Commands", [])]
         self.provenance["Commands"] = list(dict.fromkeys(commands))
-        self.rows, self.ceilings, self.counts = before.rows, before.ceilings, before.counts
+        self.rows, self.ceilings = before.rows, before.ceilings
+        self.counts, self.steps = before.counts, before.steps
 
 
 def _short(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import os
 from collections.abc import Callable
 from functools import partial
@@ -140,16 +139,19 @@ def _count(results: Results, settings: BenchSettings, dtype: str, budget: Budget
         results.uncounted = "only random weights of a known size are counted, with --random-init"
         return
     tell(f"counts ({budget.left:.0f} s left)")
-    counted = [counts.count_all(settings.size, dtype)]
+    work = settings.size, dtype
+    counted = [(results.counts, counts.count_all(*work))]
     if settings.parts == ("counts",):
-        counted.append(counts.count_levers(settings.size, dtype))
+        counted.append((results.counts, counts.count_levers(*work)))
+        counted.append((results.steps, counts.count_steps(*work)))
     results.uncounted = ""
     try:
-        for name, cost in itertools.chain(*counted):
-            results.counts[name] = cost.describe()
-            tell(f"  {name:44s}{cost.flops / 1e12:9.3f} TFLOP{cost.calls:8d} calls")
-            if budget.left <= 0:
-                raise OutOfTime(f"the time budget of {budget.seconds:.0f} s was spent")
+        for known, found in counted:
+            for name, cost in found:
+                known[name] = cost.describe()
+                tell(f"  {name:44s}{cost.flops / 1e12:9.3f} TFLOP{cost.calls:8d} calls")
+                if budget.left <= 0:
+                    raise OutOfTime(f"the time budget of {budget.seconds:.0f} s was spent")
     except Exception as error:
         results.uncounted = one_line(error)
 

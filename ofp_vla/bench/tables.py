@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
 
+from ofp_vla.bench import training
 from ofp_vla.bench.acting import LEROBOT
+from ofp_vla.bench.counts import STEP_BATCH
 from ofp_vla.bench.rows import MEASURED, Results, Row
+from ofp_vla.bench.subjects import RANK
 
 TITLES = {"acting": "Acting", "stages": "Stages", "training": "Training step"}
 UNITS = {"acting": "chunks/s", "stages": "/s", "training": "samples/s"}
@@ -77,17 +81,43 @@ def markdown(results: Results) -> str:
         head = ["", "batch", *(name or UNITS[part] for name in COLUMNS)]
         shown = [[line[number] for number in filled] for line in (head, ["---"] * len(head), *table)]
         parts.append("\n".join([f"{title}:", "", *(_line(line) for line in shown)]))
-    if results.counts:
-        parts.append(counted(results.counts))
+    parts += map(counted, count_tables(results))
     told = remarks(results)
     if told:
         parts.append("\n".join(["Not measured, or remarked on:", "", *(f"- {line}" for line in told)]))
     return "\n\n".join(parts) + "\n"
 
 
-def counted(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """The counts as a Markdown table, in brackets the share of LeRobot's ten steps."""
-    whole = counts.get(LEROBOT, {})
+@dataclass(frozen=True)
+class Counted:
+    """A table of counts.
+
+    Attributes:
+        title: what all of it was counted of.
+        counts: name -> `Cost` as JSON.
+        whole: name of the count that the others' shares are of.
+        called: what that is called.
+    """
+
+    title: str
+    counts: Mapping[str, Mapping[str, int]]
+    whole: str
+    called: str
+
+
+def count_tables(results: Results) -> list[Counted]:
+    """What was counted: chunks, training steps."""
+    step = f"forward and backward of a training step, LoRA of rank {RANK} on the expert, batch {STEP_BATCH}"
+    tables = [
+        Counted("a chunk, batch 1", results.counts, LEROBOT, "LeRobot's ten steps"),
+        Counted(step, results.steps, training.LEROBOT, "LeRobot's own"),
+    ]
+    return [table for table in tables if table.counts]
+
+
+def counted(table: Counted) -> str:
+    """Counts as a Markdown table."""
+    whole = table.counts.get(table.whole, {})
 
     def cell(cost: Mapping[str, int], name: str, scale: float, form: str) -> str:
         share = f" ({cost[name] / whole[name]:.2f})" if whole.get(name) else ""
@@ -99,9 +129,9 @@ def counted(counts: Mapping[str, Mapping[str, int]]) -> str:
         ("weight_bytes", 1e9, ".1f"),
         ("waits", 1, ".0f"),
     )
-    lines = ["Counted, batch 1, in brackets the share of LeRobot's ten steps:", ""]
+    lines = [f"Counted, {table.title}, in brackets the share of {table.called}:", ""]
     lines += [_line(["", "TFLOP", "calls", "weights read, GB", "waits"]), _line(["---"] * 5)]
-    for name, cost in counts.items():
+    for name, cost in table.counts.items():
         lines.append(_line([name, *(cell(cost, *column) for column in columns)]))
     return "\n".join(lines)
 
