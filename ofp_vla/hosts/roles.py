@@ -9,6 +9,7 @@ the trained tensors, swapped in place, and never trained.
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -210,7 +211,10 @@ class AdapterRoles(Roles):
             config.lora_dropout = 0.0
         for name, value in settings.items():
             setattr(config, name, value)
-        inject_adapter_in_model(config, self.policy, adapter_name=role)
+        with warnings.catch_warnings():
+            # PEFT warns of the student's adapter, which is there on purpose.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            inject_adapter_in_model(config, self.policy, adapter_name=role)
         # The call above leaves its own dictionary behind; PeftModel saves what is in the shared one.
         shared[role] = config
         self.policy.peft_config = shared

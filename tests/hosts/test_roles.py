@@ -89,6 +89,7 @@ def test_unknown_role_is_refused_by_name(host, kind):
         pass
 
 
+@pytest.mark.filterwarnings("error:Already found")  # PEFT's warning of what is meant so
 def test_adding_roles_leaves_what_is_trained_as_it_was(host, kind):
     policy = build(kind, host)
     trained = {n for n, p in policy.named_parameters() if p.requires_grad}
