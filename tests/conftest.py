@@ -33,6 +33,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "disabled"
 
+_SCHEDULING = os.sched_getscheduler(0), os.sched_getparam(0)
 _HOME = "OFP_TEST_HOME"
 _owner = _HOME not in os.environ
 if _owner:
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that workers which take whole files end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_runtest_call() -> None:
+    # LeRobot's encoder makes a real-time thread of this one if the user is root; a hung worker of a test that
+    # comes later would inherit that, and its watchdog would get no processor.
+    os.sched_setscheduler(0, *_SCHEDULING)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

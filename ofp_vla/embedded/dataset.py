@@ -21,7 +21,7 @@ from ofp_vla.data.statistics import ACTION, STATE, checkpoint_units, exact_stati
 from ofp_vla.embedded.demonstrations import EXECUTION_NOISE, Episode
 from ofp_vla.embedded.demonstrators import Demonstrators, Filming
 from ofp_vla.errors import CheckpointError, DataError
-from ofp_vla.lerobot_seams.datasets import IMAGES, new_dataset, quiet_datasets
+from ofp_vla.lerobot_seams.datasets import IMAGES, new_dataset, quiet_datasets, store_episode
 from robotwin_eval.sim.aloha.robot import ACTION_NAMES, CAMERAS
 
 SUMMARY = "demonstrations.json"
@@ -192,7 +192,7 @@ def _add(dataset: Any, episode: Episode) -> None:
     for step, (state, action) in enumerate(zip(episode.states, episode.actions, strict=True)):
         images = {IMAGES + name: film[step] for name, film in episode.images.items()}
         dataset.add_frame({STATE: state, ACTION: action, "task": episode.instruction, **images})
-    dataset.save_episode()
+    store_episode(dataset)
 
 
 def _entry(index: int, episode: Episode) -> dict[str, Any]:

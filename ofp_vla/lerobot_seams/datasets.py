@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,8 +53,32 @@ def new_dataset(
         yield dataset
     finally:
         # After an error too, or the dataset's own finaliser would write the folder again after its removal.
-        dataset.finalize()
+        with usual_priority():
+            dataset.finalize()
     shutil.rmtree(root / "images", ignore_errors=True)  # LeRobot leaves it behind empty
+
+
+def store_episode(dataset: Any, **options: Any) -> None:
+    """Saves the frames that were added to a dataset as an episode; `options` are those of `save_episode`."""
+    with usual_priority():
+        dataset.save_episode(**options)
+
+
+@contextlib.contextmanager
+def usual_priority() -> Iterator[None]:
+    """Gives this thread the scheduling back that it had before the block.
+
+    SVT-AV1, by which LeRobot encodes, makes the thread that opens it a real-time one of the highest priority
+    if the user is root. It stays one, as does whatever it starts, and nobody else gets that processor.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # not on Linux
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def join_datasets(members: Sequence[Path], root: Path, repo_id: str, *, concatenate: bool) -> None:

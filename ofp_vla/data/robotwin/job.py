@@ -16,7 +16,15 @@ import cv2
 from ofp_vla.data.robotwin.folders import SourceEpisode
 from ofp_vla.data.robotwin.hdf5 import CAMERAS, EpisodeFile, EpisodeShape, joint_names, rgb
 from ofp_vla.errors import DataError
-from ofp_vla.lerobot_seams.datasets import ACTION, IMAGES, STATE, join_datasets, new_dataset, quiet_datasets
+from ofp_vla.lerobot_seams.datasets import (
+    ACTION,
+    IMAGES,
+    STATE,
+    join_datasets,
+    new_dataset,
+    quiet_datasets,
+    store_episode,
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def _write(job: EpisodeJob, root: Path) -> None:
             dataset.add_frame(frame)
         with _silence():
             # Workers are processes already; LeRobot would start more, one per camera.
-            dataset.save_episode(parallel_encoding=False)
+            store_episode(dataset, parallel_encoding=False)
 
 
 def merge(job: MergeJob) -> None:
