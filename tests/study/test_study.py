@@ -540,6 +540,13 @@ def test_an_unfinished_study_has_a_page_that_says_so(plan, finished):
     assert cost_chart(summary, "whole") is None
 
 
+def test_the_page_names_arms_that_train_for_other_steps(finished, written):
+    arms = {"ofp": {}, "long": {"title": "Long", "steps": 60}, "imle": STUDY["arms"]["imle"]}
+    plan = make_plan(read_study(written(changed(arms=arms))))
+    page = render(summarise(plan, [], finished.mode_shares(), missing=7), {}, "today")
+    assert "from the same base, but for “Long” (60 instead of 20)" in " ".join(page.split())
+
+
 def test_the_command_lists_cells_without_a_folder_and_rebuilds_the_page_from_rows(
     finished, written, tmp_path
 ):
