@@ -20,7 +20,7 @@ from ofp_vla.bench import acting, training
 from ofp_vla.bench.floors import Phase
 from ofp_vla.bench.random_weights import SHAPES, random_config
 from ofp_vla.bench.rows import Row
-from ofp_vla.bench.subjects import PROMPT, RANK
+from ofp_vla.bench.subjects import LORA, PROMPT
 from ofp_vla.core import field
 from ofp_vla.core.field import ActionChunk
 from ofp_vla.core.objectives import OBJECTIVES
@@ -62,7 +62,7 @@ class Counter:
             policy = PI05OFPPolicy.around(PI05OFPPolicy.host_class.build(config), config)
             config.device = "cpu"
             config.pretrained_path = "shapes"  # type: ignore[assignment]
-            policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": RANK})
+            policy.wrap_with_peft(peft_cli_overrides=LORA)
             policy.train()
             policy.get_optim_params()  # makes the roles
         self._give_shapes(policy)
@@ -207,17 +207,6 @@ def count_steps(size: str, dtype: str, batch: int = STEP_BATCH) -> Iterator[tupl
         yield name, counter.step(name, batch)
 
 
-@contextmanager
-def _orders_known() -> Iterator[None]:
-    """That times are in order is asked on a CPU alone; here they have no numbers."""
-    asked = field._ordered
-    field._ordered = lambda t, r: True
-    try:
-        yield
-    finally:
-        field._ordered = asked
-
-
 def count_levers(size: str, dtype: str) -> Iterator[tuple[str, Cost]]:
     """Yields ten steps without each lever of the engine."""
     counter = Counter(size, dtype)
@@ -262,3 +251,14 @@ def phases(row: Row, counts: Mapping[str, Mapping[str, int]]) -> list[Phase]:
         return []  # another type than the counted one
     steps, expert = ways[name]
     return [prefix, Phase.of(known[expert], row.batch, steps)]
+
+
+@contextmanager
+def _orders_known() -> Iterator[None]:
+    """That times are in order is asked on a CPU alone; here they have no numbers."""
+    asked = field._ordered
+    field._ordered = lambda t, r: True
+    try:
+        yield
+    finally:
+        field._ordered = asked

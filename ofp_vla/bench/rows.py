@@ -105,7 +105,7 @@ class Results:
         ceilings: `ofp_vla.bench.floors.Ceilings` as JSON, {} if they were not measured.
         counts: name -> `ofp_vla.counting.Cost` as JSON.
         uncounted: why counting ended early, "" if it did not.
-    steps: name of a training step -> its Cost as JSON.
+        steps: name of a training step -> its `Cost` as JSON.
     """
 
     provenance: dict[str, Any]
@@ -169,8 +169,8 @@ class Results:
         rows = [
             Row(**{name: value for name, value in row.items() if name in known}) for row in content["rows"]
         ]
-        known_of = (content["ceilings"], content["counts"], content["uncounted"], content.get("steps", {}))
-        return cls(content["provenance"], rows, *known_of)
+        counted = content["counts"], content["uncounted"], content.get("steps", {})
+        return cls(content["provenance"], rows, content["ceilings"], *counted)
 
     def continues(self, before: Results, folder: Path) -> None:
         """Takes over what an earlier call measured into the same folder.

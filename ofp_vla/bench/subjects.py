@@ -23,6 +23,7 @@ PROMPT = 90  # tokens of RoboTwin's prompt with its state
 SIDES = (480, 640)  # height and width of a camera's picture
 INSTRUCTION = "lift the red bar with both arms and put it down on the other side of the table"
 RANK = 16
+LORA = {"method_type": "LORA", "r": RANK}  # of every policy in training
 
 
 @dataclass
@@ -100,7 +101,7 @@ def trainee(settings: BenchSettings, objective: str, engine: str = "on") -> Trai
     policy = found.policy
     policy.config.change(objective=objective, total_steps=TOTAL_STEPS)
     policy.objective = policy.config.make_objective()
-    policy.wrap_with_peft(peft_cli_overrides={"method_type": "LORA", "r": RANK})
+    policy.wrap_with_peft(peft_cli_overrides=LORA)
     policy.train()
     groups = policy.get_optim_params()
     return Trainee(policy, policy.config.get_optimizer_preset().build(groups))
